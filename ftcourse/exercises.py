@@ -82,11 +82,12 @@ def _same(e, g, tolerance):
         return (e != e and g != g) or math.isclose(e, g, rel_tol=tolerance, abs_tol=tolerance)
     return (numbers or type(e) is type(g)) and bool(e == g)
 
-def _short(value, limit=200):
-    "`value` in one line of at most `limit` characters."
-    text = value if isinstance(value, str) and value.isprintable() and len(value) > 60 else repr(_plain(value))
-    text = " ".join(text.split())
+def _text(text, limit=200):
+    "`text` in one line of at most `limit` characters; a value by its repr."
+    text = " ".join((text if isinstance(text, str) and text.strip() else repr(_plain(text))).split())
     return text if len(text) <= limit else f"{text[:limit-60]} ... {text[-40:]}"
+
+def _short(value): return _text(repr(_plain(value)))
 
 # %% ../nbs/1_start/exercises.ipynb #0b8b5e3f
 def known_keys()->dict: # key -> name of the module it is exported to, in the order of the parts
@@ -216,8 +217,8 @@ def check(
         return True
     n,given,expected,got,where = failure
     hidden = not callable(e.solution) and where != "error" and difference(e.solution, expected, e.tolerance) is None
-    print(f"{key}: case {n} is not right yet.\n  input:    {_short(given)}")
-    if where == "error": print(f"  error:    {_short(got)}")
+    print(f"{key}: case {n} is not right yet.\n  input:    {_text(given)}")
+    if where == "error": print(f"  error:    {_text(got)}")
     else:
         print(f"  expected: {'something else (not shown: it is the answer)' if hidden else _short(expected)}\n  got:      {_short(got)}")
         if where.startswith("at [") and not hidden: print(f"  first difference {where}")

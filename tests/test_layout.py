@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["exercises", "tokens", "models", "data", "tune", "align", "evals", "ship", "cli"]
+ADAPTER = ("models.py", "tune")  # `load` opens an adapter's folder, inside the function: the one import to the right
 MODULES = sorted(f for f in (ROOT / "ftcourse").rglob("*.py") if f.name not in ("__init__.py", "__main__.py", "_modidx.py"))
 
 
@@ -26,7 +27,7 @@ def imported_parts(file):
 @pytest.mark.parametrize("file", MODULES, ids=lambda f: f.relative_to(ROOT).as_posix())
 def test_imports_go_one_way(file):
     here = ORDER.index(file.relative_to(ROOT / "ftcourse").parts[0].removesuffix(".py"))
-    wrong = [f"line {line} imports {part}" for line, part in imported_parts(file) if part in ORDER and ORDER.index(part) > here]
+    wrong = [f"line {line} imports {part}" for line, part in imported_parts(file) if part in ORDER and ORDER.index(part) > here and (file.name, part) != ADAPTER]
     assert not wrong, wrong
 
 

@@ -1,0 +1,64 @@
+"""What every bench shares, so that the figures compare: rows, model, LoRA, the clock, and how a figure is printed."""
+import json, resource, statistics, tempfile, time
+from pathlib import Path
+
+import torch
+
+from ftcourse.data.sets import load_set
+from ftcourse.models import load
+
+BATCH, LENGTH, RANK, ALPHA, LR = 8, 512, 8, 16, 1e-4
+
+
+def checkpoint(folder=None):
+    "SmolLM2-135M-Instruct in bf16 as an ordinary Hugging Face folder, for peers to open."
+    folder = Path(folder or tempfile.mkdtemp())
+    model, tokenizer = load("smollm2-135m", device="cpu", dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def instructions(n):
+    "`n` rows of the instruction set as a prompt and a completion, each a list of chat messages."
+    rows = load_set("instructions")[:n]
+    return [dict(prompt=[{"role": "user", "content": (r["instruction"] + "\n" + r["input"]).strip()}],
+                 completion=[{"role": "assistant", "content": r["output"]}]) for r in rows]
+
+
+def clock():
+    "A Trainer callback that times each optimiser step; the first two are left out as warm-up."
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self): self.times = []
+        def on_step_begin(self, *args, **kwargs): self.started = time.perf_counter()
+        def on_step_end(self, *args, **kwargs):
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            self.times.append(time.perf_counter() - self.started)
+    return Clock()
+
+
+def peak_gb():
+    "Peak of the GPU's allocations, or of the process's resident size, in GB."
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 1e9
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def say(name, times, **more):
+    "Print one JSON line: median, fastest and slowest step in seconds, peak memory in GB."
+    times = times[2:]
+    print(json.dumps(dict(name=name, steps=len(times), step_s=round(statistics.median(times), 3), min_s=round(min(times), 3),
+                          max_s=round(max(times), 3), peak_gb=round(peak_gb(), 2), **more)), flush=True)
+
+
+def matmul_peak(dtype=torch.bfloat16, n=2048, repeats=12):
+    "FLOP/s of the best of some square matrix products: the machine's peak, as far as torch reaches it."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b, best = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype), float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda": torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best

@@ -1,0 +1,87 @@
+"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [sft] [--rounds 3] [--steps 12]
+
+Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure.
+"""
+import argparse, json, os, platform, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+
+
+def child(script, *args):
+    "Run a bench script alone and return the JSON of its last line."
+    done = subprocess.run([sys.executable, HERE / script, *map(str, args)], capture_output=True, text=True,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent.parent)})
+    if done.returncode: sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine():
+    "Processor, cores and versions, so that a figure can be placed."
+    from importlib.metadata import version
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = next((l.split(":")[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")), "") if cpuinfo.exists() else ""
+    import torch
+    return dict(cpu=cpu or platform.processor(), cores=os.cpu_count(), amx=getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)(),
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, python=platform.python_version(),
+                **{p: version(p) for p in ("torch", "transformers", "peft", "trl")})
+
+
+def table(rows):
+    from rich.console import Console
+    from rich.table import Table
+    shown = Table(*rows[0])
+    for r in rows: shown.add_row(*(str(v) for v in r.values()))
+    Console().print(shown)
+
+
+def startup(a):
+    return child("startup.py")
+
+
+def sft(a):
+    "TRL at both attentions and ours, in turn; the best TRL is the one compared with."
+    from common import checkpoint
+    model = checkpoint(tempfile.mkdtemp())
+    sides = {"trl sdpa": ("trl_sft.py", model, "--steps", a.steps), "trl eager": ("trl_sft.py", model, "--steps", a.steps, "--attention", "eager"),
+             "ftcourse": ("ours_sft.py", "--steps", a.steps)}
+    runs = {name: [] for name in sides}
+    for n in range(a.rounds):
+        for name, call in sides.items():
+            runs[name].append(child(*call))
+            print(f"round {n + 1}: {name}: {runs[name][-1]['step_s']} s a step", flush=True)
+    floor = child("floor.py", "--steps", a.steps)
+    rows = []
+    for name, rs in runs.items():
+        step, best = statistics.median(r["step_s"] for r in rs), min(r["min_s"] for r in rs)
+        rows.append(dict(name=name, step_s=round(step, 3), best_s=best, tokens_per_s=round(floor["supervised_tokens"] / step), peak_gb=max(r["peak_gb"] for r in rs)))
+    table(rows)
+    peer, ours = min(rows[:-1], key=lambda r: r["step_s"]), rows[-1]
+    ratios = dict(throughput=round(peer["step_s"] / ours["step_s"], 2), throughput_of_best=round(min(r["best_s"] for r in rows[:-1]) / ours["best_s"], 2),
+                  memory=round(ours["peak_gb"] / peer["peak_gb"], 2))
+    print(f"against {peer['name']}: {ratios['throughput']} times the supervised tokens a second (fastest steps {ratios['throughput_of_best']}), {ratios['memory']} of its memory")
+    print(f"floor {floor['floor_s']} s a step at {floor['peak_tflops']} TFLOP/s of bf16 matmul; ours takes {round(ours['step_s'] / floor['floor_s'], 1)} times that")
+    return dict(rows=rows, ratios=ratios, floor=floor, runs=runs)
+
+
+BENCHES = dict(startup=startup, sft=sft)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all of them by default")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    a = parser.parse_args()
+    (HERE / "results").mkdir(exist_ok=True)
+    for name in a.names or BENCHES:
+        if name not in BENCHES: parser.error(f"no bench {name}; there are {', '.join(BENCHES)}")
+        started = time.time()
+        result = BENCHES[name](a)
+        result = dict(bench=name, machine=machine(), seconds=round(time.time() - started), **result)
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in result.items() if k not in ("runs", "rows")}), flush=True)
+
+
+if __name__ == "__main__": main()
