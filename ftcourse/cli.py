@@ -11,6 +11,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .exercises import exercise
+
 # %% ../nbs/6_ship/cli.ipynb #82aafbc2
 app = typer.Typer(name="ftcourse", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Fine-tune small language models, check data, compare systems. Each command has its own --help.")
@@ -64,10 +66,16 @@ def check_file(
     else: found.print()
     if found.errors: raise typer.Exit(1)
 
-def _load(name):
-    "`load` without transformers' own progress bars."
+def _quiet():
+    "Neither transformers' own progress bars nor its notes to its developers."
+    import warnings
     from transformers.utils import logging
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+def _load(name):
+    "`load`, quietly."
+    _quiet()
     from ftcourse.models import load
     return load(name)
 
@@ -116,6 +124,7 @@ def _finetune(model, data, out, targets="all-linear", dtype=None, **options):
     "`finetune` with what a shell can't say: a type by its name, a list of layers with commas."
     import torch
     from ftcourse.tune.sft import finetune
+    _quiet()
     if dtype is not None and dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"sft: --dtype {dtype}: it must be float32, bfloat16 or float16.")
     if "," in targets: targets = [name.strip() for name in targets.split(",")]
     return finetune(model, data, out, targets=targets, dtype=getattr(torch, dtype) if dtype else None, **options)
@@ -236,7 +245,7 @@ def _answer_all(bot, train, validation, messages, codes, shots, batch_size, say)
     "Answers of every system; the untuned ones are the same model with its adapters off. Also the shares of the prompts tried."
     from ftcourse.models import generate
     from ftcourse.tune.lora import adapters_off
-    def answer(prompts, n=24):
+    def answer(prompts, n=24): # 24 tokens hold four codes, or show that it is prose
         out = generate(bot.model, bot.tokenizer, prompts, max_new_tokens=n, batch_size=batch_size, stop="\n" if isinstance(prompts[0], str) else None)
         return [a.strip() for a in out]
     def ask(asked, system, n=24): return answer([_chat_prompt(m, system) for m in asked], n)
@@ -246,7 +255,7 @@ def _answer_all(bot, train, validation, messages, codes, shots, batch_size, say)
         answers["base"], others["base"] = ask(messages, bot.system), ask(OTHER_PROMPTS, None, 40)
         say("prompts for the untuned model, tried on validation rows: acceptable answers")
         prompts = prompts_to_try(train, bot.system, codes, shots)
-        name, shares = best_prompt(prompts, answer, validation, say)
+        name, shares = best_prompt(prompts, lambda tried: answer(tried, 16), validation, say)
         say(f"answers before tuning, with the best prompt ({name})")
         answers["prompt"] = answer([prompts[name](m) for m in messages])
     say("answers after tuning")
@@ -277,7 +286,7 @@ def _history_curves(history):
     return {name: lines for name, lines in curves.items() if any(lines.values())}
 
 # %% ../nbs/6_ship/cli.ipynb #af128042
-DEMO = dict(n_epochs=3, batch_size=16, lr=2e-3, seed=0) # chosen on validation rows
+DEMO = dict(n_epochs=3, batch_size=16, lr=2e-3, eval_every=64, seed=0) # chosen on validation rows
 
 def run_demo(
     out:str|Path="runs/emojibot", # the run folder
@@ -296,7 +305,7 @@ def run_demo(
     if found.errors: raise ValueError(f"demo: the data has errors: {'; '.join(f'{f.name} {f.count}' for f in found.errors)}.")
     say(f"    {found.n_rows} rows, no errors, {len(found.warnings)} kinds of warnings")
     say(f"2/4 tuning {course_model()} with LoRA")
-    settings = {**DEMO, **({"max_steps": 3} if fast() else {})}
+    settings = {**DEMO, **(dict(max_steps=3, eval_every=1) if fast() else {})}
     bot = _finetune(course_model(), train, out, eval_data=validation, overwrite=True, **settings)
     tuned = time.time()
     say(f"    {tuned - started:.0f} s so far")
@@ -318,7 +327,7 @@ def _write_demo(out, bot, comparison, run, n_train, started):
     from ftcourse.tune.trainer import versions
     out.mkdir(parents=True, exist_ok=True)
     figures = comparison.save(out/"figures.json", seconds=round(time.time() - started, 1), peak_gb=_peak_gb())
-    run = {**figures, "command": "ftcourse demo", **run, "versions": versions()}
+    run = {**figures, "command": "ftcourse demo", **run, "seeds": {"training": run["settings"]["seed"], "resampling": comparison.seed}, "versions": versions()}
     mean, low, high = comparison.difference("sft", "prompt", "acceptable")
     notes = [f"{run['model']} before our tuning (base), the same with the best prompt found on validation rows (prompt: {run['best_prompt']}), and tuned on {n_train} examples "
              "with LoRA (sft), also without its system message (sft_no_system). SmolLM2-135M is an instruction-tuned model already: base means before our tuning.",
@@ -362,3 +371,32 @@ def main(): # the console script `ftcourse`
     app(prog_name="ftcourse")
 
 if __name__ == "__main__" and "ipykernel" not in sys.modules: main() # python -m ftcourse.cli
+
+# %% ../nbs/6_ship/cli.ipynb #3e70d07f
+def _cli_1(validation, test, tuned):
+    name = max(validation, key=validation.get)
+    return tuned - test[name]
+
+@exercise("cli.1", "Write `fair_margin(validation, test, tuned)`: the tuned model's share on test rows less that of the best prompt. Both dicts go from a prompt's name to its share.",
+          hints=["Which rows may decide which prompt is best?", "And on which rows are the two compared?", "max(a_dict, key=a_dict.get) gives the name with the largest value."], solution=_cli_1)
+def _check_cli_1(answer):
+    yield "short wins on validation, long on test", 0.5, answer({"short": 0.5, "long": 0.25}, {"short": 0.25, "long": 0.5}, 0.75)
+    yield "one prompt", 0.25, answer({"only": 0.75}, {"only": 0.5}, 0.75)
+    yield "the prompt beats the tuned model", -0.25, answer({"a": 0.5, "b": 0.625}, {"a": 0.25, "b": 0.75}, 0.5)
+
+# %% ../nbs/6_ship/cli.ipynb #77f9ab10
+def _cli_2(figures, measure):
+    ends = {name: one["interval"][measure] for name, one in figures["systems"].items()}
+    for name, (low, _) in ends.items():
+        if all(low > high for other, (_, high) in ends.items() if other != name): return name
+    return None
+
+def _systems(**ends): return {"systems": {n: {"right": sum(e)/2, "interval": {"right": e}} for n, e in ends.items()}}
+
+@exercise("cli.2", "Write `clear_winner(figures, measure)`: the system whose 95 % interval lies wholly above all others', or None. `figures` is what figures.json holds.",
+          hints=["figures['systems'][name]['interval'][measure] is [low, high].", "Compare one system's low end with every other system's high end.", "Touching ends are not clear."], solution=_cli_2)
+def _check_cli_2(answer):
+    yield "sft far above", "sft", answer(_systems(base=[0.0, 0.1], prompt=[0.2, 0.3], sft=[0.6, 0.7]), "right")
+    yield "sft higher, but the intervals overlap", None, answer(_systems(base=[0.0, 0.1], prompt=[0.5, 0.65], sft=[0.6, 0.7]), "right")
+    yield "the intervals touch", None, answer(_systems(prompt=[0.5, 0.6], sft=[0.6, 0.7]), "right")
+    yield "the winner comes first", "a", answer(_systems(a=[0.8, 0.9], b=[0.1, 0.2]), "right")

@@ -1,7 +1,37 @@
-"""Every test runs offline, on one thread, with its own home for caches of progress, and on tiny models unless it says otherwise."""
-import os
+"""Every test runs offline, on one thread, and on tiny models unless it says otherwise; and the wheel, built once for those that need it."""
+import os, shutil, sys
+from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
+import pytest
+
+for name, value in dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", MPLBACKEND="Agg").items(): os.environ.setdefault(name, value)
+sys.path.insert(0, str(Path(__file__).parent))
+
+from helpers import CONSTRAINTS, ROOT, pins, run  # noqa: E402  after the path
+
+SKIP = shutil.ignore_patterns(".git", ".venv", "_docs", "_doctrees", "runs", "dist", "build", "*.egg-info", "__pycache__", "api", "mathjax")
+# Colab's versions of the runtime dependencies; torch stays at the build that can be had here.
+COLAB = ["transformers", "peft", "datasets", "accelerate", "numpy", "matplotlib", "typer", "rich", "tokenizers", "huggingface-hub", "pandas", "safetensors", "fsspec"]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    "The wheel, built from a copy of the checkout, so that nothing is left in it."
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "copy", ignore=SKIP)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "copy")
+    return next(folder.glob("ftcourse-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def bare_python(wheel, tmp_path_factory):
+    "The Python of a venv with only the wheel and its runtime dependencies, at Colab's versions where they can be had here."
+    import torch
+    folder = tmp_path_factory.mktemp("bare")
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    here = pins(CONSTRAINTS.read_text(encoding="utf-8"))
+    (folder / "pins.txt").write_text("".join(f"{n}=={here[n]}\n" for n in COLAB))
+    run(python, "-m", "pip", "install", "-q", f"torch=={torch.__version__}")
+    run(python, "-m", "pip", "install", "-q", "-c", folder / "pins.txt", wheel)
+    return python

@@ -22,6 +22,34 @@ class Breakage:
 
 
 BREAKAGES = [
+    Breakage(item=10, module="ftcourse/models.py", old="    mask = torch.tensor([[0]*(T - len(r)) + [1]*len(r) for r in rows])", new="    mask = (input_ids != pad_id).long()",
+             test="tests/test_models.py::test_an_end_token_inside_the_prompt_counts"),
+    Breakage(item=10, module="ftcourse/models.py", old="return {end_of_turn_id(tokenizer), tokenizer.eos_token_id, *own} - {None}", new="return {-1}",
+             test="tests/test_models.py::test_stops_at_the_end_of_turn_and_nothing_is_resized"),
+    Breakage(item=11, module="ftcourse/models.py", old="    return input_ids, mask, mask.cumsum(-1) - mask", new="    return input_ids, mask, torch.arange(T).expand_as(mask)",
+             test="tests/test_models.py::test_left_padded_logits_equal_the_row_alone"),
+    Breakage(item=11, module="ftcourse/models.py", old="(mask.cumsum(-1) - mask)[:, n:]", new="mask.cumsum(-1)[:, n:]", test="tests/test_models.py::test_batched_answers_equal_plain_ones"),
+    Breakage(item=11, module="ftcourse/models.py", old="positions[:, -1:] + 1", new="positions[:, -1:]", test="tests/test_models.py::test_batched_answers_equal_plain_ones"),
+    Breakage(item=12, module="ftcourse/models.py", old="    pad_id:int=0,", new="    pad_id:int=-1,", test="tests/test_models.py::test_filling_is_a_valid_id_and_its_value_changes_nothing"),
+    Breakage(item=13, module="ftcourse/models.py", old="(logits.float()/(temperature + 1e-7)).softmax(-1).cpu()", new="(logits*(logits >= logits.median()) - 1e9*(logits < logits.median())).softmax(-1)",
+             test="tests/test_models.py::test_draws_come_from_the_whole_distribution"),
+    Breakage(item=49, module="ftcourse/tokens.py", old='return list(encoded["input_ids"])', new="return list(encoded)", test="tests/test_tokens.py::test_chat_ids_by_hand"),
+    Breakage(item=86, module="ftcourse/tune/lora.py", old="torch.zeros(d, r, device=base.weight.device)", new="torch.full((d, r), 1e-3, device=base.weight.device)",
+             test="tests/test_lora.py::test_starts_at_the_base"),
+    Breakage(item=86, module="ftcourse/tune/lora.py", old="    model.requires_grad_(False)\n", new="", test="tests/test_lora.py::test_starts_at_the_base"),
+    Breakage(item=87, module="ftcourse/tune/lora.py", old="alpha/math.sqrt(r) if use_rslora else alpha/r", new="alpha/math.sqrt(r) if use_rslora else alpha", test="tests/test_lora.py::test_scale"),
+    Breakage(item=87, module="ftcourse/tune/lora.py", old="alpha/math.sqrt(r) if use_rslora else alpha/r", new="alpha/r", test="tests/test_lora.py::test_scale"),
+    Breakage(item=87, module="ftcourse/tune/lora.py", old="(m.W0.float() + m.delta())", new="(m.W0.float() - m.delta())", test="tests/test_lora.py::test_merged_is_unmerged"),
+    Breakage(item=87, module="ftcourse/tune/lora.py", old="dW = self.scale*(self.B@self.A)", new="dW = self.B@self.A", test="tests/test_lora.py::test_merged_is_unmerged"),
+    Breakage(item=87, module="ftcourse/tune/lora.py", old=".to(ctx.dtype).mul_(ctx.scale).T", new=".to(ctx.dtype).T",
+             test="tests/test_lora.py::test_gradients_by_autograd_and_by_differences"),
+    Breakage(item=38, module="ftcourse/tune/trainer.py", old="n = sum(m.count for m in batch_samples)", new="n = batch_samples[0].count*len(batch_samples)",
+             test="tests/test_trainer.py::test_one_batch_is_k_micro_batches"),
+    Breakage(item=38, module="ftcourse/tune/trainer.py", old="    accepts_loss_kwargs = True", new="    accepts_loss_kwargs = False", test="tests/test_trainer.py::test_one_batch_is_k_micro_batches"),
+    Breakage(item=50, module="ftcourse/tune/sft.py", old="return -(token_logps*reply_mask).sum()/n", new="return -((token_logps*reply_mask).sum(1)/reply_mask.sum(1)).mean()",
+             test="tests/test_sft.py::test_loss_of_long_and_short_replies_weighs_tokens_not_replies"),
+    Breakage(item=50, module="ftcourse/tune/sft.py", old="return -(token_logps*reply_mask).sum()/n", new="return -token_logps.sum()/n", test="tests/test_sft.py::test_loss_is_cross_entropy_over_counted_tokens"),
+    Breakage(item=50, module="ftcourse/tune/sft.py", old="lambda batch: batch.n_tokens", new="lambda batch: len(batch)", test="tests/test_sft.py::test_a_step_of_finetune_has_the_models_own_cross_entropy"),
 ]
 
 

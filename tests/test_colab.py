@@ -1,19 +1,14 @@
 """Colab: installing there adds packages and changes none, and each notebook runs alone in an empty folder."""
-import os, re, shutil, subprocess, sys
+import os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 
-from test_package import ROOT, build_wheel, run, wheel  # noqa: F401  the fixture
-
-CONSTRAINTS = ROOT / "tests" / "colab" / "constraints.txt"
-
-
-def pins(text): return {re.sub(r"[-_.]+", "-", n).lower(): v for n, v in re.findall(r"^([\w.-]+)==([\w.+!]+)", text, re.M)}
+from helpers import CONSTRAINTS, NOTEBOOKS, ROOT, pins, run
 
 
 @pytest.mark.slow
-def test_colab_adds_packages_and_changes_none(wheel):  # noqa: F811
+def test_colab_adds_packages_and_changes_none(wheel):
     uv = Path(sys.executable).with_name("uv")
     listed = run(uv, "pip", "compile", "-q", "--no-python-downloads", "--python-version", "3.13", "--no-header", "--no-annotate",
                  "-c", CONSTRAINTS, "-", input=f"ftcourse @ {wheel.as_uri()}\n")
@@ -26,26 +21,13 @@ def test_colab_adds_packages_and_changes_none(wheel):  # noqa: F811
     assert set(missing) - set(nvidia) == {"gguf"}, missing
 
 
-# Colab's versions of the runtime dependencies; torch stays at the build that can be had here.
-COLAB = ["transformers", "peft", "datasets", "accelerate", "numpy", "matplotlib", "typer", "rich", "tokenizers", "huggingface-hub", "pandas",
-         "safetensors", "ipykernel", "ipython", "fsspec"]
-
-
 @pytest.fixture(scope="session")
-def colab_python(wheel, tmp_path_factory):  # noqa: F811
-    "A venv with only the wheel and its runtime dependencies, at Colab's versions where they can be had here."
-    folder = tmp_path_factory.mktemp("colab")
-    run(sys.executable, "-m", "venv", folder / "venv")
-    python = folder / "venv" / "bin" / "python"
-    here = pins(CONSTRAINTS.read_text(encoding="utf-8"))
-    (folder / "pins.txt").write_text("".join(f"{n}=={here[n]}\n" for n in COLAB if n in here and n not in ("ipykernel", "ipython")))
-    import torch
-    run(python, "-m", "pip", "install", "-q", f"torch=={torch.__version__}")
-    run(python, "-m", "pip", "install", "-q", "-c", folder / "pins.txt", wheel, "nbclient", "ipykernel")
-    return python
+def colab_python(bare_python):
+    "The bare venv with what runs a notebook."
+    run(bare_python, "-m", "pip", "install", "-q", "nbclient", "ipykernel")
+    return bare_python
 
 
-NOTEBOOKS = sorted(f for f in (ROOT / "nbs").rglob("*.ipynb") if not {".ipynb_checkpoints", "api"} & set(f.parts))
 ALONE = """
 import sys, nbformat
 from nbclient import NotebookClient

@@ -55,6 +55,20 @@ def test_loss_of_long_and_short_replies_weighs_tokens_not_replies():
     with pytest.raises(ValueError, match="no token counts"): sft_loss(logps, mask*0)
 
 
+def test_a_step_of_finetune_has_the_models_own_cross_entropy():
+    # item 50
+    model, tokenizer = load("tiny")
+    total = count = 0
+    for t in encode_rows(ROWS, tokenizer):
+        ids = torch.tensor([t.prompt_ids + t.replies[0]])
+        labels = torch.tensor([-100]*len(t.prompt_ids) + list(t.replies[0]))
+        total += F.cross_entropy(model(input_ids=ids).logits[0, :-1], labels[1:], ignore_index=-100, reduction="sum").item()
+        count += len(t.replies[0])
+    for batch_size, accumulate in ((12, 1), (5, 3)):
+        bot = finetune("tiny", ROWS, batch_size=batch_size, accumulate=accumulate, max_steps=1, progress=False)
+        assert bot.history[0]["loss"] == pytest.approx(total/count, abs=1e-5)
+
+
 # --- what is taught ------------------------------------------------------------------------------------------------
 def taught(rows, tokenizer_model=None):
     "What the training batches of `rows` teach, decoded: one text a row."
@@ -99,7 +113,7 @@ def test_a_row_with_nothing_to_learn_is_named():
 
 # --- finetune and the bot -------------------------------------------------------------------------------------------
 def test_it_learns():
-    bot = finetune("tiny", ROWS[:3], n_epochs=60, lr=1e-2, r=16, progress=False)
+    bot = finetune("tiny", ROWS[:3], n_epochs=120, lr=3e-3, method="full", progress=False)
     assert bot.history[0]["loss"] > 5 and [h["loss"] for h in bot.history if "loss" in h][-1] < .05
     assert bot.answers(["number 0", "number 1", "number 2"]) == ["cat", "dog and dog", "a long grey elephant"]
     assert bot.system == SYSTEM and bot.chat("number 1") == "dog and dog"
@@ -142,7 +156,7 @@ def test_run_folder_opens_too(tmp_path):
 def test_full_training(tmp_path):
     bot = finetune("tiny", ROWS, tmp_path/"run", method="full", lr=1e-3, **QUICK)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in bot.model.parameters())
-    model, _ = load(tmp_path/"run"/"model")
+    model, _ = load(tmp_path/"run"/"model", dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(bot.model), atol=1e-6, rtol=0)
     again = finetune("tiny", ROWS, tmp_path/"run", method="full", lr=1e-3, resume=True, **QUICK)
     torch.testing.assert_close(logits(again.model), logits(bot.model), atol=0, rtol=0)
@@ -204,11 +218,11 @@ def test_trl_s_loss(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     model, tokenizer = load("tiny")
-    rows = [{"prompt": r["messages"][:-1], "completion": r["messages"][-1:]} for r in ROWS]
+    rows = [{"prompt": f"number {i}:", "completion": " " + r["messages"][-1]["content"]} for i, r in enumerate(ROWS)]
     args = trl.SFTConfig(output_dir=str(tmp_path/"trl"), max_steps=1, per_device_train_batch_size=12, learning_rate=1e-12, logging_steps=1, report_to="none", use_cpu=True,
                          bf16=False, gradient_checkpointing=False, completion_only_loss=True, save_strategy="no", disable_tqdm=True)
     t = trl.SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     t.train()
     theirs = t.state.log_history[0]["loss"]
-    ours = finetune("tiny", ROWS, batch_size=12, max_steps=1, lr=1e-12, progress=False).history[0]["loss"]
+    ours = finetune("tiny", rows, batch_size=12, max_steps=1, lr=1e-12, progress=False).history[0]["loss"]
     assert ours == pytest.approx(theirs, abs=1e-3)

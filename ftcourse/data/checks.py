@@ -6,9 +6,10 @@ __all__ = ['FORMAT_ERRORS', 'MESSAGE_KEYS', 'ENDS', 'message_faults', 'row_fault
            'token_report', 'epochs_for', 'epochs_and_cost', 'Finding', 'CheckReport', 'check']
 
 # %% ../../nbs/2_data/checks.ipynb #3a0d4c95
-import gzip, json, math, re
+import gzip, json, math, re, sys
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..exercises import exercise
@@ -83,7 +84,7 @@ def row_texts(
             return _content(row["prompt"]), [_content(row[n]) for n in names] or [_content(c) for c in row["completions"]]
         messages = row["messages"] if kind == "messages" else to_messages(row)["messages"]
         first = next((i for i,m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-        return _content(messages[:first]), [_content([m]) for m in messages[first:] if m["role"] == "assistant" and not _calls(m)]
+        return _content(messages[:first]), [str(m.get("function_call") or m.get("tool_calls")) if _calls(m) and not m.get("content") else _content([m]) for m in messages[first:] if m["role"] == "assistant"]
     except (ValueError, TypeError, KeyError, AttributeError): return None
 
 # %% ../../nbs/2_data/checks.ipynb #b8805436
@@ -131,23 +132,26 @@ def _rare_first(texts):
 
 class _Index:
     "Sets by their rarest elements. Sets must come in order of size, the smallest first."
-    def __init__(self, threshold): self.t,self.sets,self.by_element = threshold,{},defaultdict(list)
+    def __init__(self, threshold, k=4): self.t,self.k,self.sets,self.by_element = threshold,k,{},defaultdict(list)
+
+    def _begin(self, x, share):
+        "The first elements of `x`, of which `k` must be shared where the share `share` of all is."
+        return x[:len(x) - math.ceil(share*len(x) - 1e-9) + self.k].tolist()
 
     def add(self, key, x):
         self.sets[key] = x
-        n = len(x) - math.ceil(2*self.t/(1+self.t)*len(x) - 1e-9) + 1
-        for element in x[:n].tolist(): self.by_element[element].append(key)
+        for element in self._begin(x, 2*self.t/(1+self.t)): self.by_element[element].append(key)
 
     def similar(self, x):
         "(similarity, key) of every set that is at least as similar as the threshold."
-        mine,seen = set(x.tolist()),set()
-        for element in x[:len(x) - math.ceil(self.t*len(x) - 1e-9) + 1].tolist():
-            for key in self.by_element.get(element, ()):
-                if key in seen or len(self.sets[key]) < self.t*len(x) - 1e-9: continue
-                seen.add(key)
-                common = len(mine.intersection(self.sets[key].tolist()))
-                similarity = common/(len(x) + len(self.sets[key]) - common)
-                if similarity >= self.t - 1e-9: yield similarity,key
+        least = math.ceil(self.t*len(x) - 1e-9)
+        shared = Counter(chain.from_iterable(self.by_element.get(e, ()) for e in self._begin(x, self.t)))
+        mine = set(x.tolist())
+        for key,n in shared.items():
+            if n < min(self.k, least) or len(self.sets[key]) < least: continue
+            common = len(mine.intersection(self.sets[key].tolist()))
+            similarity = common/(len(x) + len(self.sets[key]) - common)
+            if similarity >= self.t - 1e-9: yield similarity,key
 
 # %% ../../nbs/2_data/checks.ipynb #5323e2f8
 def near_duplicates(
@@ -208,12 +212,13 @@ class TokenReport:
         "Tokens that would be lost if rows were cut at the limit."
         return sum(n - self.limit for n in self.lengths if n > self.limit)
     def histogram(self, bins:int=10):
-        "(edges, counts): how many rows have how many tokens; `bins` + 1 edges."
-        counts,edges = np.histogram(self.lengths or [0], bins=bins, range=(0, max(self.lengths, default=0) or 1))
-        return [round(float(e), 1) for e in edges], counts.tolist()
+        "(edges, counts): how many rows have `edges[i]` tokens or more, but fewer than `edges[i+1]`."
+        step = math.ceil((max(self.lengths, default=0) + 1)/bins)
+        edges = [step*i for i in range(max(self.lengths, default=0)//step + 2)]
+        return edges, np.histogram(self.lengths, edges)[0].tolist()
     def as_dict(self):
         "Everything but the single rows."
-        q = np.percentile(self.lengths or [0], [0, 5, 50, 95, 100]).tolist()
+        q = np.percentile(self.lengths or [0], [0, 5, 50, 95, 100]).round(1).tolist()
         return dict(total=sum(self.lengths), learnt=sum(self.learnt), exact=self.exact, limit=self.limit, n_too_long=len(self.too_long), n_cut=self.n_cut,
             n_failed=len(self.failed), n_no_end=len(self.no_end), **dict(zip(("min", "p5", "median", "p95", "max"), q)), histogram=dict(zip(("edges", "counts"), self.histogram())))
 
@@ -222,10 +227,11 @@ ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>", "<end_of
 
 def template_ends(
     tokenizer, # any tokenizer
-)->bool: # False also where it has no template
+)->bool: # False also where it has no template, or one that refuses a plain chat
     "Whether the chat template writes a special token right behind a reply."
     if not getattr(tokenizer, "chat_template", None): return False
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "MARK"}], tokenize=False)
+    try: text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "MARK"}], tokenize=False)
+    except Exception: return False  # a template may raise anything
     behind = tokenizer(text.rpartition("MARK")[2].strip(), add_special_tokens=False)["input_ids"]
     return bool(behind) and behind[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
@@ -239,26 +245,41 @@ def token_report(
     chats_end = tokenizer is None or template_ends(tokenizer)
     counted,failed,no_end = [],{},[]
     for i,row in enumerate(rows):
-        try: n,learnt,is_chat = _count(row, tokenizer)
-        except Exception as e: failed[i],n,learnt,is_chat = str(e).removeprefix(f"encode: row {i}: "),0,0,False  # a template may raise anything
+        n = learnt = 0
+        try:
+            n,learnt = _count(row, tokenizer)
+            if _lacks_end(row, ends, chats_end): no_end.append(i)
+        except Exception as e:  # a template may raise anything
+            failed[i] = str(e).removeprefix(f"encode: row {i}: ")
+            if not chats_end: no_end.append(i)
         counted.append((n, learnt))
-        if is_chat and not chats_end: no_end.append(i)
-        if "text" in row and set(row) & {"messages", "prompt", "target"} == set() and not str(row["text"]).rstrip().endswith(ends): no_end.append(i)
     lengths,learnt = zip(*counted) if counted else ((), ())
     return TokenReport(lengths, learnt, limit, tokenizer is not None, failed, tuple(no_end))
 
+def _lacks_end(row, ends, chats_end):
+    "Whether the reply has no end token: a text must bring it, a chat gets it from the template, our encoder adds it to a completion."
+    kind = _kind(row)
+    if kind == "text": return not row["text"].rstrip().endswith(ends)
+    return not chats_end and (kind == "messages" or isinstance(row.get("prompt"), list))
+
+def _kind(row):
+    "The kind of a row; a dict with `messages` is a chat, whatever else it has; \"unknown\" where nothing fits."
+    if isinstance(row, dict) and "messages" in row: return "messages"
+    try: return row_kind(row) if isinstance(row, dict) else "unknown"
+    except ValueError: return "unknown"
+
 def _count(row, tokenizer):
-    "(tokens of a row, tokens learnt, whether it is a chat)"
+    "(tokens of a row, tokens learnt)"
     texts = row_texts(row)
     if texts is None: raise ValueError("the row is broken")
-    kind = "messages" if "messages" in row else row_kind(row)
     if tokenizer is None:
         sizes = [math.ceil(len(t.encode("utf-8", "replace"))/4) for t in (texts[0], *texts[1])]
-        return sizes[0] + max(sizes[1:], default=0), sum(sizes[1:]), False
-    if kind == "text": return (n := len(tokenizer(row["text"])["input_ids"])), n, False
+        return sizes[0] + max(sizes[1:], default=0), sum(sizes[1:])
+    kind = _kind(row)
+    if kind == "text": return (n := len(tokenizer(row["text"])["input_ids"])), n
     from ftcourse.data.batches import encode
     tree = encode(to_messages(row) if kind in ("alpaca", "sharegpt", "text_target") else row, tokenizer)
-    return len(tree.prompt_ids) + max(map(len, tree.replies)), tree.n_tokens, not isinstance(row.get("prompt"), str)
+    return len(tree.prompt_ids) + max(map(len, tree.replies)), tree.n_tokens
 
 # %% ../../nbs/2_data/checks.ipynb #8f724356
 def epochs_for(
@@ -359,12 +380,6 @@ def _format_findings(rows, kinds):
         for f in set(faults): where[f].append(i)
     return counts, [f for name in FORMAT_ERRORS for f in _finding("error", name, where[name], _WHAT[name], counts[name])]
 
-def _kind(row):
-    "The kind of a row; a dict with `messages` is a chat, whatever else it has; \"unknown\" where nothing fits."
-    if isinstance(row, dict) and "messages" in row: return "messages"
-    try: return row_kind(row) if isinstance(row, dict) else "unknown"
-    except ValueError: return "unknown"
-
 # %% ../../nbs/2_data/checks.ipynb #3d078a94
 def _content_findings(rows, kinds, near):
     "Broken rows of other formats, empty answers, pairs without a difference, repeats."
@@ -372,7 +387,7 @@ def _content_findings(rows, kinds, near):
     broken = [i for i,(t,k) in enumerate(zip(texts, kinds)) if t is None and k not in ("messages", "unknown")]
     empty = [i for i,t in enumerate(texts) if t and any(not reply.strip() for reply in t[1])]
     same = [i for i,(t,k) in enumerate(zip(texts, kinds)) if t and k == "preference" and len(set(map(str.strip, t[1]))) < 2]
-    good = [r if t else {} for r,t in zip(rows, texts)]
+    good = [r if t and not (k == "messages" and row_faults(r)) else {} for r,t,k in zip(rows, texts, kinds)]  # a broken row repeats nothing
     twice,asked = duplicates(good),duplicates(good, "prompt")
     repeats,more = {i for g in twice for i in g[1:]},_finding("warning", "mixed_formats", [], f"rows of several formats: {', '.join(sorted(set(kinds)))}", len(set(kinds)) if len(set(kinds)) > 1 else 0)
     others = sorted({i for g in asked for i in g[1:]} - repeats)
@@ -450,27 +465,31 @@ def check(
 # %% ../../nbs/2_data/checks.ipynb #896a6350
 def _print_report(report, console):
     "Tables of findings, lengths and the bill."
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
-    console = console or Console(force_jupyter=False)
+    console = console or Console(force_jupyter=False, highlight=False, **({"color_system": None} if "ipykernel" in sys.modules else {}))
     kinds = ", ".join(f"{n} {k}" for k,n in report.kinds.items()) or "none"
     console.print(f"[bold]{escape(report.source)}[/]: {report.n_rows:,} rows ({escape(kinds)})")
     if report.findings:
-        table = Table("", "finding", "count", "what", "rows")
+        table = Table("", "count", "finding", box=SIMPLE_HEAD)
         for f in report.findings:
-            shown = ", ".join(map(str, f.rows[:5])) + (", ..." if len(f.rows) > 5 else "")
-            table.add_row("[red]error[/]" if f.level == "error" else "[yellow]warning[/]", f.name, f"{f.count:,}", escape(f.what), shown)
+            shown = ", ".join(map(str, f.rows[:5])) + (", ..." if f.count > 5 else "")
+            where = f"  (row{'s' if len(f.rows) > 1 else ''} {shown})" if f.rows else ""
+            table.add_row("[red]error[/]" if f.level == "error" else "[yellow]warning[/]", f"{f.count:,}", f"[bold]{f.name}[/]{where}\n{escape(f.what)}")
         console.print(table)
-    if report.tokens: _print_tokens(report.tokens.as_dict(), report.bill, console, Table)
-    verdict = "[green]no errors[/]" if report.ok else f"[red]{len(report.errors)} kinds of errors: don't train on this yet[/]"
-    console.print(f"{verdict}, {len(report.warnings)} kinds of warnings")
+    if report.tokens: _print_tokens(report.tokens.as_dict(), report.bill, console, Table(box=SIMPLE_HEAD))
+    kinds_of = lambda found, name: f"{len(found)} kind{'' if len(found) == 1 else 's'} of {name}"
+    verdict = "[green]no errors[/]" if report.ok else f"[red]{kinds_of(report.errors, 'errors')}: don't train on this yet[/]"
+    console.print(f"{verdict}; {kinds_of(report.warnings, 'warnings')}")
 
-def _print_tokens(t, bill, console, Table):
+def _print_tokens(t, bill, console, table):
     "Lengths as a histogram, and the bill in a sentence."
-    table = Table("tokens a row" + ("" if t["exact"] else " (estimate)"), "rows", "")
+    for heading in ("tokens a row" + ("" if t["exact"] else " (estimate)"), "rows", ""): table.add_column(heading)
     edges,counts = t["histogram"]["edges"],t["histogram"]["counts"]
-    for low,high,n in zip(edges, edges[1:], counts): table.add_row(f"{low:,.0f} to {high:,.0f}", f"{n:,}", "█"*math.ceil(30*n/max(counts)))
+    first = next(i for i,n in enumerate(counts) if n)
+    for low,high,n in list(zip(edges, edges[1:], counts))[first:]: table.add_row(f"{low:,} to {high-1:,}", f"{n:,}", "█"*math.ceil(30*n/max(counts)))
     console.print(table)
     console.print(f"{t['total']:,} tokens, {t['learnt']:,} of them learnt; median {t['median']:,.0f}, longest {t['max']:,.0f}, limit {t['limit']:,}; {t['n_cut']:,} would be cut")
     cost = "" if bill["cost"] is None else f", cost {bill['cost']:,.2f}"

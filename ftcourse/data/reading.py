@@ -145,14 +145,15 @@ def _told(e):
     if text.startswith("\ufeff", at): return "a byte order mark in the middle of the file: were files joined? Remove it"
     if not text[at:at+1000].strip(_BLANK) or e.msg.startswith("Unterminated string"): near = "; is the text cut off?"
     else: near = f", near {excerpt(text[max(0, at-10):at+10])!r}"
-    return f"not JSON: {e.msg[0].lower()+e.msg[1:]} at column {e.colno}{near}"
+    return f"not JSON: {e.msg[0].lower()+e.msg[1:].removesuffix(' at')} at column {e.colno}{near}"
 
 def _jsonl(file, log, limit):
     "Rows of a JSON Lines file. Blank lines are allowed and count as lines."
     parse = _Json()
     for number, offset, line in _lines(file, log, limit):
         text = None if line is None else _text(line, number, offset, log)
-        if text is None or not text.strip(_BLANK): continue
+        text = (text or "").rstrip(_BLANK)
+        if not text: continue
         try:
             value, end, faults = parse.raw(text, len(text) - len(text.lstrip(_BLANK)))
             if text[end:].strip(_BLANK): raise json.JSONDecodeError("Something follows the object", text, end)

@@ -158,7 +158,7 @@ table{border-collapse:collapse;width:100%}th,td{padding:.45rem .6rem;text-align:
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg .name{font-weight:600;font-size:12px}svg .grid{stroke:var(--line)}
 .tools{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:center;margin:.6rem 0}input[type=search]{flex:1 1 14rem;font:inherit;padding:.45rem .6rem;border:1px solid var(--line);border-radius:6px;background:var(--card);color:inherit}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dd{margin:0;overflow-wrap:anywhere}
-.answers{table-layout:fixed}thead th{position:sticky;top:0;background:var(--bg)}
+.answers,.plain{table-layout:fixed}.answers th:first-child,.plain th:first-child{width:26%}thead th{position:sticky;top:0;background:var(--bg)}
 @media(max-width:700px){thead{display:none}table,tbody,tr,td{display:block;width:100%}tr{border:1px solid var(--line);border-radius:8px;margin:.7rem 0;padding:.3rem 0}td{border:0;padding:.25rem .7rem}
 td:before{content:attr(data-label);display:block;font-size:.8rem;color:var(--soft)}dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 tr[hidden]{display:none}"""
@@ -188,7 +188,7 @@ def _figures_table(figures):
 def _plain_table(head, lines):
     "A table of texts."
     body = "".join("<tr>" + "".join(f'<td class="text" data-label="{_text(h)}">{_text(v)}</td>' for h, v in zip(head, line)) + "</tr>" for line in lines)
-    return f"<table><thead><tr>{''.join(f'<th>{_text(h)}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table class='plain'><thead><tr>{''.join(f'<th>{_text(h)}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
 
 def _answers_table(comparison, focus, measure):
     "Every row with the answers of all systems, the ones `focus` gets wrong first."

@@ -15,27 +15,36 @@ from ..exercises import exercise
 
 # %% ../../nbs/3_tune/lora.ipynb #8a8db250
 class _LoRAFunction(torch.autograd.Function):
-    "W0 x + b + scale·B A x, and its gradients for x, A and B."
+    "For n layers that share x: W0 x + b + scale·B A x each, and the gradients for x, A and B."
     @staticmethod
-    def forward(ctx, x, W0, bias, A, B, scale): # x (..., k), W0 (d, k), A (r, k), B (d, r)
-        x2 = x.reshape(-1, x.shape[-1])                   # (T, k)
-        a, bt = A.to(x.dtype), (B.T*scale).to(x.dtype, memory_format=torch.contiguous_format) # (r, k), (r, d): x's type, once
-        h = x2 @ a.T                                      # (T, r)
-        out = F.linear(x2, W0, bias).addmm_(h, bt)        # (T, d): added in place, no second (T, d) array
-        ctx.save_for_backward(x2, W0, a, bt, h)
-        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, A.dtype
-        return out.view(*x.shape[:-1], -1)
+    def forward(ctx, x, scale, n, *weights): # x (..., k); then n times W0 (d, k), n biases or None, n A (r, k), n B (d, r)
+        W0s, biases, As, Bs = (weights[i*n:(i+1)*n] for i in range(4))
+        x2 = x.reshape(-1, x.shape[-1])                                # (T, k)
+        a = (torch.cat(As) if n > 1 else As[0]).to(x.dtype)            # (n·r, k): x's type, once
+        bts = [(B.T*scale).to(x.dtype, memory_format=torch.contiguous_format) for B in Bs] # (r, d) each
+        ctx.ranks = [len(A) for A in As]
+        h = x2 @ a.T                                                   # (T, n·r): x is read once for all
+        outs = [F.linear(x2, W0, bias).addmm_(hi, bt)                  # (T, d): added in place, no second (T, d) array
+                for W0, bias, hi, bt in zip(W0s, biases, h.split(ctx.ranks, 1), bts)]
+        ctx.save_for_backward(x2, a, h, *W0s, *bts)
+        ctx.scale, ctx.n, ctx.shape, ctx.dtype = scale, n, x.shape, As[0].dtype
+        return tuple(out.view(*x.shape[:-1], -1) for out in outs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        x2, W0, a, bt, h = ctx.saved_tensors
-        dy = dy.reshape(-1, dy.shape[-1])                 # (T, d)
-        g = dy @ bt.T                                     # (T, r)
-        dx = (dy @ W0).addmm_(g, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        dA = (g.T @ x2).to(ctx.dtype)                     # (r, k)
-        dB = (h.T @ dy).to(ctx.dtype).mul_(ctx.scale).T   # (d, r)
-        return dx, None, None, dA, dB, None
+    def backward(ctx, *dys):
+        x2, a, h, *rest = ctx.saved_tensors
+        W0s, bts = rest[:ctx.n], rest[ctx.n:]
+        dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]             # (T, d) each
+        gs = [dy @ bt.T for dy, bt in zip(dys, bts)]                   # (T, r) each
+        g, dx = torch.cat(gs, 1) if ctx.n > 1 else gs[0], None
+        if ctx.needs_input_grad[0]:
+            dx = dys[0] @ W0s[0]                                       # (T, k), and all else is added into it
+            for dy, W0 in zip(dys[1:], W0s[1:]): dx.addmm_(dy, W0)
+            dx = dx.addmm_(g, a).view(ctx.shape)
+        dAs = (g.T @ x2).to(ctx.dtype).split(ctx.ranks)                # (r, k) each
+        dBs = [(hi.T @ dy).to(ctx.dtype).mul_(ctx.scale).T for hi, dy in zip(h.split(ctx.ranks, 1), dys)] # (d, r) each
+        return dx, None, None, *[None]*(2*ctx.n), *dAs, *dBs
 
 # %% ../../nbs/3_tune/lora.ipynb #d58b382f
 def _weight_shape(
@@ -69,6 +78,7 @@ class LoRALinear(nn.Module):
         self.A = nn.Parameter(A.to(base.weight.device))                                    # (r, k)
         self.B = nn.Parameter(torch.zeros(d, r, device=base.weight.device)) # (d, r): zero, so training starts at the base
         self.n_off, self.W0 = 0, None # adapters_off's depth; the base's own weight while merged
+        self.group, self.ready = (self,), None # layers that read the same x; what the group's first has worked out for this one
 
     in_features  = property(lambda self: self.A.shape[1])
     out_features = property(lambda self: self.B.shape[0])
@@ -79,12 +89,32 @@ class LoRALinear(nn.Module):
     def forward(self, x): # (..., k) -> (..., d)
         if self.n_off and self.merged: return torch.func.functional_call(self.base, {'weight': self.W0}, x)
         if self.n_off or self.merged: return self.base(x)
+        if self._is_plain(): return self._fast(x)
         if torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
-        if type(self.base) is nn.Linear and not (self.dropout and self.training):
-            bias = self.base.bias
-            return _LoRAFunction.apply(x, self.base.weight.to(x.dtype), None if bias is None else bias.to(x.dtype), self.A, self.B, self.scale)
         h = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x.dtype))
         return self.base(x) + F.linear(h, (self.B*self.scale).to(x.dtype))
+
+    def _is_plain(self): return type(self.base) is nn.Linear and not (self.dropout and self.training)
+
+    def _fast(self, x):
+        ready, self.ready = self.ready, None
+        if ready and ready[0] is x and ready[1] == self._versions(x): return ready[2] # worked out with the group's first layer
+        for m in self.group: m.ready = None
+        if self.group[0] is not self and torch.is_grad_enabled():  # other x, or other order: from now on each for itself
+            for m in self.group: m.group = (m,)
+        layers = self.group if self._leads() else (self,)
+        low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+        cast = lambda t: t if t is None or low is None else t.to(low)
+        outs = _LoRAFunction.apply(cast(x), self.scale, len(layers), *[cast(m.base.weight) for m in layers], *[cast(m.base.bias) for m in layers],
+                                   *[m.A for m in layers], *[m.B for m in layers])
+        for m, out in zip(layers[1:], outs[1:]): m.ready = (x, m._versions(x), out)
+        return outs[0]
+
+    def _versions(self, x): return x._version, self.A._version, self.B._version # they count changes in place
+
+    def _leads(self): # whether to work out the whole group now: in training, and if each layer would do the same
+        return self.group[0] is self and torch.is_grad_enabled() and all(
+            m._is_plain() and not m.n_off and not m.merged and m.scale == self.scale for m in self.group)
 
     def _apply(self, fn, recurse=True): # .to(), .half(), .cuda() ...: A and B follow to the device and stay float32
         if recurse: self.base._apply(fn)
@@ -148,6 +178,14 @@ def _replace(model, name, new):
     parent, _, last = name.rpartition('.')
     setattr(model.get_submodule(parent), last, new)
 
+def _group(layers): # {name: LoRALinear}: tell those that read the same x about each other
+    for family in (('q_proj', 'k_proj', 'v_proj'), ('query', 'key', 'value'), ('gate_proj', 'up_proj')):
+        for name in [n for n in layers if n.rsplit('.', 1)[-1] == family[0]]:
+            names = [name[:len(name)-len(family[0])] + part for part in family]
+            group = tuple(layers[n] for n in names if n in layers)
+            if len({m.in_features for m in group}) == 1:
+                for m in group: m.group = group
+
 def add_lora(
     model:nn.Module, # changed in place
     r:int=8, # rank
@@ -163,6 +201,7 @@ def add_lora(
     new = {n: LoRALinear(model.get_submodule(n), r, alpha, dropout, use_rslora, gen) for n in names}
     model.requires_grad_(False)
     for n, layer in new.items(): _replace(model, n, layer.train(model.training).requires_grad_(True)); layer.base.requires_grad_(False)
+    _group(new)
     return model
 
 # %% ../../nbs/3_tune/lora.ipynb #7553318c

@@ -54,13 +54,22 @@ def sft_rows(
 
 
 def _one_row(row, i):
-    kind = row_kind(row)
+    try: kind = row_kind(row)
+    except ValueError as e: raise ValueError(f"sft_rows: row {i}: {e}") from None
     if kind in ("messages", "prompt_completion"): return row
-    if kind in ("alpaca", "sharegpt"): return {"messages": to_messages(row)}
+    if kind in ("alpaca", "sharegpt"): return to_messages(row)
     raise ValueError(f"sft_rows: row {i} is of kind {kind!r} with the columns {sorted(row)}. Supervised fine-tuning reads `messages`, "
                      "`prompt` and `completion`, Alpaca or ShareGPT rows.")
 
 # %% ../../nbs/3_tune/sft.ipynb #7a4ed8c3
+def _save_whole(model, folder): # without transformers' progress bar
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: model.save_pretrained(folder)
+    finally: logging.enable_progress_bar() if shown else None
+
+
 class Bot:
     "A fine-tuned model with its tokenizer and the system message it was trained under."
     def __init__(self, model, tokenizer, system=None, out=None, history=()):
@@ -92,14 +101,14 @@ class Bot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if any(n.endswith(".A") for n, _ in self.model.named_parameters()): save_adapter(self.model, folder)
-        else: self.model.save_pretrained(folder)
+        else: _save_whole(self.model, folder)
         self.tokenizer.save_pretrained(folder)
         (folder/"ftcourse.json").write_text(json.dumps({"system": self.system}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         return folder
 
     def __repr__(self): return f"Bot({getattr(self.model, 'name_or_path', '?')!r}, system={self.system!r}, out={str(self.out) if self.out else None!r})"
 
-# %% ../../nbs/3_tune/sft.ipynb #f2600739
+# %% ../../nbs/3_tune/sft.ipynb #dffb5a23
 def finetune(
     model, # a name or folder for `load`, or (model, tokenizer)
     data, # a course set ("emojibot"), a path, rows, or a datasets.Dataset
@@ -122,6 +131,7 @@ def finetune(
     lr = lr if lr is not None else 1e-3 if method == "lora" else 1e-5
     run = Run(lr=lr, n_epochs=n_epochs, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate, schedule=schedule, warmup=warmup, seed=seed,
               patience=patience, eval_every=eval_every, save_every=save_every, report_to=report_to, progress=progress)
+    if max_len is not None and max_len < 2: raise ValueError(f"finetune: max_len={max_len}, but a row has at least 2 tokens.")
     if method not in ("lora", "full"): raise ValueError(f"finetune: method={method!r}, but there are 'lora' and 'full'.")
     is_set = isinstance(data, str) and not Path(data).exists() and not Path(data).suffix
     rows = sft_rows(data)
@@ -133,7 +143,7 @@ def finetune(
     if method == "lora": add_lora(model, r, alpha, targets, dropout, seed=seed)
     else: model.float().requires_grad_(True)
     if checkpointing: _checkpoint_activations(model)
-    go_on = f"call finetune again with out={str(out)!r} and resume=True, or in a shell `ftcourse sft ... --out {out} --resume`."
+    go_on = "call finetune again with the same arguments, out='{out}' and resume=True; or run the same `ftcourse sft` again with --out {out} --resume."
     config = dict(model=str(name), data=data if isinstance(data, str) else type(data).__name__, method=method, r=r, alpha=alpha, dropout=dropout,
                   targets=targets, max_len=max_len, checkpointing=checkpointing)
     trainer = TreeTrainer(model, SFT, trees, eval_trees, out, run, tokenizer.pad_token_id or 0, config, go_on)
@@ -149,3 +159,28 @@ def _checkpoint_activations(model):
     enable = getattr(model, "activation_checkpointing_enable", None)
     if enable is not None: enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+# %% ../../nbs/3_tune/sft.ipynb #0536cba1
+def _sft_1(turns): return [int(role == "assistant") for role, n in turns for _ in range(n)]
+
+@exercise("sft.1", "Write taught(turns): a list with 1 for each token that supervised fine-tuning teaches and 0 for the others, given (role, number of tokens) of each message in order.",
+          hints=["Who writes the prompt, and who writes the reply?", "A conversation can hold several replies; all of them are taught."], solution=_sft_1)
+def _check_sft_1(answer):
+    for turns, expected in (([("system", 2), ("user", 1), ("assistant", 2)], [0, 0, 0, 1, 1]), ([("user", 1), ("assistant", 1), ("user", 2), ("assistant", 1)], [0, 1, 0, 0, 1]),
+                            ([("user", 3)], [0, 0, 0]), ([], [])): yield turns, expected, answer(list(turns))
+
+# %% ../../nbs/3_tune/sft.ipynb #56d46628
+def _sft_2(token_logps, masks, weights):
+    total = sum(w*l*m for logps, mask, w in zip(token_logps, masks, weights) for l, m in zip(logps, mask))
+    return -total/sum(w*sum(mask) for mask, w in zip(masks, weights))
+
+@exercise("sft.2", "Write weighted_loss(token_logps, masks, weights): the loss where each counted token of reply i counts weights[i] times. With equal weights it is sft_loss.",
+          hints=["A weight of 2 should do what the same reply given twice does.", "So the weight belongs in the numerator and in the denominator."], solution=_sft_2)
+def _check_sft_2(answer):
+    logps, masks = [[-1., -2., -4.], [-6., 0., 0.]], [[1, 1, 0], [1, 0, 0]]
+    for weights, expected in (([1, 1], 3.), ([2, 1], 12/5), ([1, 3], 21/5), ([1, 0], 1.5)): yield f"token_logps={logps}, masks={masks}, weights={weights}", expected, answer(logps, masks, weights)
+
+# %% ../../nbs/3_tune/sft.ipynb #f0fb5e2f
+@exercise("sft.3", "Labels drawn at random from 49,152 tokens: what is the best loss on new rows, in nats per token? Two decimals.",
+          hints=["Nothing about the label can be known from the prompt.", "The best guess gives each token the same probability.", "Minus the logarithm of 1/V."], solution=10.8, tolerance=6e-3)
+def _check_sft_3(answer): yield "V = 49,152, labels at random", 10.8027, answer*1.

@@ -5,7 +5,7 @@ __all__ = ['Objective', 'Scorer', 'EpochBatches', 'rate', 'Run', 'versions', 'ch
            'load_trained', 'plot_curves', 'Interrupted', 'TreeTrainer']
 
 # %% ../../nbs/3_tune/trainer.ipynb #0eb4d72c
-import hashlib, json, logging, math, os, shutil, signal, sys, tempfile, threading, time
+import hashlib, io, json, logging, math, os, shutil, signal, sys, tempfile, threading, time
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..data.batches import TreeBatch
 from ..exercises import exercise
 from .lora import LoRALinear, lora_state, save_adapter
-from .trees import _hidden, _logit_scale, _text_config, batch_trees, head_logps, reply_logps
+from .trees import batch_trees, reply_logps
 
 # %% ../../nbs/3_tune/trainer.ipynb #60c68a72
 @dataclass(frozen=True)
@@ -29,8 +29,16 @@ class Objective:
     count: object # batch -> int, what the sum is divided by: tokens for SFT, pairs for DPO
 
 # %% ../../nbs/3_tune/trainer.ipynb #4de5a159
-def _hits(h, head, targets, chunk=256): # (M,) whether the target is the likeliest token
-    return torch.cat([head(x).argmax(-1) == y for x, y in zip(h.split(chunk), targets.split(chunk))])
+class _Watched(nn.Module):
+    "An output layer that remembers which token it found likeliest."
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.seen = head, []
+
+    def forward(self, h): # (n, d) -> (n, V)
+        logits = self.head(h)
+        self.seen.append(logits.argmax(-1))
+        return logits
 
 
 class Scorer(nn.Module):
@@ -48,10 +56,12 @@ class Scorer(nn.Module):
         hits:bool=False, # also count the tokens that the model would have chosen itself
     ): # token_logps (R, L), reply_mask (R, L), with `hits` also their number ()
         if not hits: return reply_logps(self.model, batch)
-        h, head = _hidden(self.model, batch)[batch.sources], self.model.get_output_embeddings()
-        logps = head_logps(h, head, batch.targets, *_logit_scale(_text_config(self.model)))
-        out = logps.new_zeros(batch.reply_mask.numel()).index_put((batch.slots,), logps)
-        return out.reshape(batch.reply_mask.shape), batch.reply_mask, _hits(h, head, batch.targets).sum()
+        watched = _Watched(self.model.get_output_embeddings())
+        self.model.get_output_embeddings = lambda: watched
+        try: token_logps, reply_mask = reply_logps(self.model, batch)
+        finally: del self.model.get_output_embeddings # the class's own method again
+        seen = torch.cat(watched.seen)[-len(batch.targets):] # (M,), in the order of the targets
+        return token_logps, reply_mask, (seen == batch.targets).sum()
 
 # %% ../../nbs/3_tune/trainer.ipynb #cc4495e3
 class EpochBatches(Sampler):
@@ -98,7 +108,7 @@ class _Numbers: # the data set: row i is the number i, so that an idle process c
     def __len__(self): return self.n
     def __getitem__(self, i): return i
 
-# %% ../../nbs/3_tune/trainer.ipynb #b7d85579
+# %% ../../nbs/3_tune/trainer.ipynb #bd9534bb
 _SCHEDULES = {"linear": lambda p: 1 - p, "cosine": lambda p: (1 + math.cos(math.pi*p))/2, "constant": lambda p: 1.0}
 
 
@@ -112,7 +122,7 @@ def rate(
     if step < n_warmup: return (step + 1)/(n_warmup + 1)
     return _SCHEDULES[schedule](min(1., (step - n_warmup)/max(1, n_steps - n_warmup)))
 
-
+# %% ../../nbs/3_tune/trainer.ipynb #6f855365
 @dataclass(frozen=True)
 class Run:
     "How to train: what a run folder's config.json records."
@@ -172,7 +182,7 @@ def versions()->dict: # of the packages a result depends on, and of the machine
     if torch.cuda.is_available(): found["gpu"] = torch.cuda.get_device_name()
     return found
 
-# %% ../../nbs/3_tune/trainer.ipynb #73c1caa2
+# %% ../../nbs/3_tune/trainer.ipynb #9254257d
 _CHECKPOINT = "checkpoint-"
 _PARTIAL = ".partial" # checkpoints are written here, then renamed: a folder called checkpoint-N is always complete
 
@@ -186,10 +196,11 @@ def checkpoints(
 
 
 def _sync_folder(folder): # to the disk, not only to the operating system: a power cut must not leave an empty file with a good name
-    for f in folder.iterdir():
-        with open(f, "rb") as h: os.fsync(h.fileno())
+    for f in folder.rglob("*"):
+        if f.is_file():
+            with open(f, "rb+") as h: os.fsync(h.fileno())
 
-
+# %% ../../nbs/3_tune/trainer.ipynb #93dcaac7
 def check_folder(
     out, # a run folder, made if missing
     n_bytes:int, # what the run will write
@@ -204,7 +215,7 @@ def check_folder(
     if free < n_bytes: raise ValueError(f"The output folder {str(out)!r} has {free/1e6:,.0f} MB of room, but this run's checkpoints need "
         f"{n_bytes/1e6:,.0f} MB. Free some, choose another out=, or keep fewer checkpoints (keep=1).")
 
-# %% ../../nbs/3_tune/trainer.ipynb #9254257d
+# %% ../../nbs/3_tune/trainer.ipynb #30fbb1ab
 def _trained(model): # {name: parameter} of what is trained and isn't in the adapter's file
     lora = {id(p) for m in model.modules() if isinstance(m, LoRALinear) for p in (m.A, m.B)}
     return {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in lora}
@@ -223,7 +234,7 @@ def save_trained(
     if _has_lora(model): save_adapter(model, folder)
     if rest := {n: p.detach().cpu().contiguous() for n, p in _trained(model).items()}: save_file(rest, Path(folder)/"trained.safetensors")
 
-
+# %% ../../nbs/3_tune/trainer.ipynb #e097a295
 @torch.no_grad()
 def load_trained(
     model:nn.Module, # built as the one that was saved
@@ -291,10 +302,12 @@ class _Show(TrainerCallback):
         if self.where == "notebook" and time.time() - self.drawn > 2: self.draw(state)
 
     def draw(self, state):
-        from IPython.display import display
-        figure = plot_curves(state.log_history).figure
-        if self.handle is None: self.handle = display(figure, display_id=True)
-        else: self.handle.update(figure)
+        from IPython.display import Image, display
+        picture = io.BytesIO()
+        plot_curves(state.log_history, picture)
+        shown = Image(picture.getvalue(), width=400)
+        if self.handle is None: self.handle = display(shown, display_id=True)
+        else: self.handle.update(shown)
         self.drawn = time.time()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -330,68 +343,9 @@ class _Flow(TrainerCallback):
             control.should_training_stop = True
         return control
 
-# %% ../../nbs/3_tune/trainer.ipynb #b11c550c
-class Interrupted(KeyboardInterrupt):
-    "Training was stopped by hand; the message says what is saved and how to go on."
-
-
-def _arguments(run, out, n_steps, device, dtype, has_eval, saves):
-    every = run.eval_every or max(1, round(n_steps/8))
-    save = every if run.patience else run.save_every or every
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    args = TrainingArguments(output_dir=str(out), learning_rate=run.lr, num_train_epochs=run.n_epochs, max_steps=run.max_steps,
-        per_device_train_batch_size=max(1, run.batch_size//world), per_device_eval_batch_size=max(1, run.batch_size//world),
-        gradient_accumulation_steps=run.accumulate, weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm, optim="adamw_torch_fused", seed=run.seed,
-        logging_strategy="steps", logging_steps=max(1, n_steps//200), logging_nan_inf_filter=False, report_to=run.report_to, disable_tqdm=True,
-        eval_strategy="steps" if has_eval else "no", eval_steps=every, save_strategy="steps" if saves else "no", save_steps=save,
-        load_best_model_at_end=bool(run.patience), metric_for_best_model="eval_loss" if run.patience else None, greater_is_better=False,
-        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda", bf16=False, ddp_find_unused_parameters=False,
-        remove_unused_columns=False, dataloader_pin_memory=False)
-    args.device, args._n_gpu # noqa: B018  asking for the device counts the GPUs
-    args._n_gpu = min(1, args._n_gpu) # several GPUs go through torchrun; DataParallel can't split trees
-    return args
-
-# %% ../../nbs/3_tune/trainer.ipynb #2a1b77fa
-class TreeTrainer(Trainer):
-    "transformers' Trainer on trees and an objective: exact accumulation, resume and stops."
-    def __init__(self,
-        model:nn.Module, # a causal language model; what requires a gradient is trained, in float32
-        objective:Objective,
-        train_trees:list, # of Tree
-        eval_trees:list=None, # of Tree, for the validation loss
-        out=None, # run folder; None: a temporary one, removed at the end
-        run:Run=Run(),
-        pad_id:int=0, # fills rows; which id it is doesn't matter
-        config:dict=None, # more to record in config.json
-        go_on:str="Run the same again with resume=True.", # how to resume, for messages
-        callbacks:list=None, # transformers' TrainerCallbacks
-    ):
-        if not train_trees: raise ValueError("TreeTrainer: there is nothing to train on: train_trees is empty.")
-        if run.patience and not eval_trees: raise ValueError(f"TreeTrainer: patience={run.patience} needs eval_trees, whose loss says when to stop.")
-        params = [p for p in model.parameters() if p.requires_grad]
-        if not params: raise ValueError("TreeTrainer: no weight of the model requires a gradient. Call add_lora(model) first, or model.requires_grad_(True).")
-        if any(p.dtype != torch.float32 for p in params): raise ValueError(f"TreeTrainer: trained weights must be float32, these are {params[0].dtype}. "
-            "Call model.float(), or add_lora, whose weights are float32 on any base.")
-        self.objective, self.run, self.train_trees, self.eval_trees, self.pad_id = objective, run, list(train_trees), list(eval_trees or []), pad_id
-        self.is_temporary, self.go_on, self.config = out is None, go_on, config or {}
-        self.out = Path(tempfile.mkdtemp(prefix="ftcourse-") if out is None else out)
-        n_bytes = 3*sum(p.numel()*4 for p in params)*(run.keep + 2) + 1_000_000 # weights and Adam's two averages
-        saves = out is not None or bool(run.patience)
-        if saves: check_folder(self.out, n_bytes)
-        first = next(model.parameters())
-        base_dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), first.dtype)
-        self.n_steps = run.n_steps(len(self.train_trees))
-        args = _arguments(run, self.out, self.n_steps, first.device, base_dtype, bool(self.eval_trees), saves)
-        super().__init__(Scorer(model), args, eval_dataset=self.eval_trees or None, callbacks=callbacks)
-        self.remove_callback(PrinterCallback)
-        self.show = _Show(self)
-        for c in (_Flow(self), self.show): self.add_callback(c)
-        self.batches = EpochBatches(len(self.train_trees), run.batch_size, run.seed, args.process_index, args.world_size)
-        self.asked_to_stop, self.interrupted, self._staging, self._skipped = None, False, False, 0
-        self._window = {} # sums since the last log
-        self._step_rows, self._step_losses = [], []
-
-    # --- data ---
+# %% ../../nbs/3_tune/trainer.ipynb #eeb686dc
+class _Data:
+    "What the Trainer is fed: batches, their count, the rate."
     def _collate(self, trees): return _Collate(trees, self.model.model, self.pad_id, self.objective)
 
     def get_train_dataloader(self):
@@ -414,7 +368,9 @@ class TreeTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # --- one step ---
+# %% ../../nbs/3_tune/trainer.ipynb #555101c2
+class _Step:
+    "One micro-batch forward and backward."
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         token_logps, reply_mask = model(inputs.batch)
         total, metrics = self.objective.total(token_logps, reply_mask, inputs.batch)
@@ -435,6 +391,9 @@ class TreeTrainer(Trainer):
         w["count"] = w.get("count", 0) + micro.count
         w["tokens"] = w.get("tokens", 0) + micro.n_packed
 
+# %% ../../nbs/3_tune/trainer.ipynb #2868cefd
+class _Guard:
+    "Stops before weights are spoilt."
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
         losses, rows = torch.stack(self._step_losses).float(), self._step_rows
@@ -460,7 +419,9 @@ class TreeTrainer(Trainer):
             f"The step's rows: {shown}. {kept} What to try: a lower lr (now {self.run.lr:g}), a longer warm-up, float32 or bfloat16 in place of float16; "
             "look at these rows.")
 
-    # --- log and evaluate ---
+# %% ../../nbs/3_tune/trainer.ipynb #d5605052
+class _Log:
+    "Means of what was summed since the last log; loss and accuracy on held-out trees."
     def log(self, logs, start_time=None):
         if "loss" in logs: logs.update(self._window_means())
         super().log(logs, start_time)
@@ -499,7 +460,9 @@ class TreeTrainer(Trainer):
         self._since = time.perf_counter() if not hasattr(self, "_since") else self._since + time.perf_counter() - started # evaluating is no training time
         return metrics
 
-    # --- checkpoints ---
+# %% ../../nbs/3_tune/trainer.ipynb #eea6844e
+class _Checkpoints:
+    "Checkpoints that are complete or not there."
     def _save(self, output_dir=None, state_dict=None):
         if self.args.should_save: save_trained(self.model.model, output_dir or self.args.output_dir)
 
@@ -520,7 +483,7 @@ class TreeTrainer(Trainer):
             shutil.rmtree(self.out/_PARTIAL, ignore_errors=True)
             kept = [p.name for p in checkpoints(self.out)]
             raise OSError(f"The checkpoint of step {self.state.global_step} could not be written to {str(self.out)!r}: {e}. "
-                f"Complete checkpoints there: {', '.join(kept) or 'none'}. Make room, then: {self.go_on}") from e
+                f"Complete checkpoints there: {', '.join(kept) or 'none'}. Make room, then {self.go_on}") from e
         finally: self._staging = False
         self.accelerator.wait_for_everyone() # every process has written its random state
         if not self.args.should_save: return
@@ -533,13 +496,16 @@ class TreeTrainer(Trainer):
         best = Path(self.state.best_model_checkpoint).name if self.state.best_model_checkpoint else None
         for old in [p for p in checkpoints(self.out)[:-self.run.keep] if p.name != best]: shutil.rmtree(old, ignore_errors=True)
 
-    # --- a whole run ---
+# %% ../../nbs/3_tune/trainer.ipynb #d756ca58
+class _Folder:
+    "Opens the run folder: a new run, or an old one to go on with."
     def _settings(self): # what must be the same for a resumed run to be the same run
         free = {"report_to", "progress", "keep", "save_every"}
-        data = hashlib.sha256(repr([(t.prompt_ids, t.replies, t.masks) for t in self.train_trees]).encode()).hexdigest()[:16]
+        data = hashlib.sha256()
+        for t in self.train_trees: data.update(repr((t.prompt_ids, t.replies, t.masks)).encode())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return {"objective": self.objective.name, **{k: v for k, v in asdict(self.run).items() if k not in free},
-                "n_steps": self.n_steps, "n_rows": len(self.train_trees), "data_sha256": data, "n_trained": trained, "world_size": self.args.world_size}
+                "n_steps": self.n_steps, "n_rows": len(self.train_trees), "data_sha256": data.hexdigest()[:16], "n_trained": trained, "world_size": self.args.world_size}
 
     def _open_folder(self, resume, overwrite):
         "The checkpoint to go on from, or None; the folder's config.json and versions.json are written."
@@ -564,6 +530,65 @@ class TreeTrainer(Trainer):
         self.asked_to_stop = number
         print("\nStopping after this step, with a checkpoint. Once more: stop at once.", file=sys.stderr, flush=True)
 
+# %% ../../nbs/3_tune/trainer.ipynb #b11c550c
+class Interrupted(KeyboardInterrupt):
+    "Training was stopped by hand; the message says what is saved and how to go on."
+
+def _arguments(run, out, n_steps, device, dtype, has_eval, saves):
+    every = run.eval_every or max(1, round(n_steps/8))
+    save = every if run.patience else run.save_every or every
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    args = TrainingArguments(output_dir=str(out), learning_rate=run.lr, num_train_epochs=run.n_epochs, max_steps=run.max_steps,
+        per_device_train_batch_size=max(1, run.batch_size//world), per_device_eval_batch_size=max(1, run.batch_size//world),
+        gradient_accumulation_steps=run.accumulate, weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm, optim="adamw_torch_fused", seed=run.seed,
+        logging_strategy="steps", logging_steps=max(1, n_steps//200), logging_nan_inf_filter=False, report_to=run.report_to, disable_tqdm=True,
+        eval_strategy="steps" if has_eval else "no", eval_steps=every, save_strategy="steps" if saves else "no", save_steps=save,
+        load_best_model_at_end=bool(run.patience), metric_for_best_model="eval_loss" if run.patience else None, greater_is_better=False,
+        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda", bf16=False, ddp_find_unused_parameters=False,
+        remove_unused_columns=False, dataloader_pin_memory=False)
+    args.device, args._n_gpu # noqa: B018  asking for the device counts the GPUs
+    args._n_gpu = min(1, args._n_gpu) # several GPUs go through torchrun; DataParallel can't split trees
+    return args
+
+# %% ../../nbs/3_tune/trainer.ipynb #2a1b77fa
+class TreeTrainer(_Data, _Step, _Guard, _Log, _Checkpoints, _Folder, Trainer):
+    "transformers' Trainer on trees and an objective: exact accumulation, resume and stops."
+    def __init__(self,
+        model:nn.Module, # a causal language model; what requires a gradient is trained, in float32
+        objective:Objective,
+        train_trees:list, # of Tree
+        eval_trees:list=None, # of Tree, for the validation loss
+        out=None, # run folder; None: a temporary one, removed at the end
+        run:Run=Run(),
+        pad_id:int=0, # fills rows; which id it is doesn't matter
+        config:dict=None, # more to record in config.json
+        go_on:str="run the same again with out='{out}' and resume=True.", # how to resume, for messages
+        callbacks:list=None, # transformers' TrainerCallbacks
+    ):
+        if not train_trees: raise ValueError("TreeTrainer: there is nothing to train on: train_trees is empty.")
+        if run.patience and not eval_trees: raise ValueError(f"TreeTrainer: patience={run.patience} needs eval_trees, whose loss says when to stop.")
+        params = [p for p in model.parameters() if p.requires_grad]
+        if not params: raise ValueError("TreeTrainer: no weight of the model requires a gradient. Call add_lora(model) first, or model.requires_grad_(True).")
+        if any(p.dtype != torch.float32 for p in params): raise ValueError(f"TreeTrainer: trained weights must be float32, these are {params[0].dtype}. "
+            "Call model.float(), or add_lora, whose weights are float32 on any base.")
+        self.objective, self.run, self.train_trees, self.eval_trees, self.pad_id = objective, run, list(train_trees), list(eval_trees or []), pad_id
+        self.out = Path(tempfile.mkdtemp(prefix="ftcourse-") if out is None else out)
+        self.is_temporary, self.go_on, self.config = out is None, go_on.replace("{out}", str(self.out)), config or {}
+        n_bytes = 3*sum(p.numel()*4 for p in params)*(run.keep + 2) + 1_000_000 # weights and Adam's two averages
+        saves = out is not None or bool(run.patience)
+        if saves: check_folder(self.out, n_bytes)
+        first = next(model.parameters())
+        base_dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), first.dtype)
+        self.n_steps = run.n_steps(len(self.train_trees))
+        args = _arguments(run, self.out, self.n_steps, first.device, base_dtype, bool(self.eval_trees), saves)
+        super().__init__(Scorer(model), args, eval_dataset=self.eval_trees or None, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.show = _Show(self)
+        for c in (_Flow(self), self.show): self.add_callback(c)
+        self.batches = EpochBatches(len(self.train_trees), run.batch_size, run.seed, args.process_index, args.world_size)
+        self.asked_to_stop, self.interrupted, self._staging, self._skipped = None, False, False, 0
+        self._window = {} # sums since the last log
+        self._step_rows, self._step_losses = [], []
     def fit(self,
         resume:bool=False, # go on from the last complete checkpoint in `out`, if there is one
         overwrite:bool=False, # start again where an unfinished run lies
@@ -582,7 +607,7 @@ class TreeTrainer(Trainer):
             self.show.close()
             self.model.eval()
             if not done and self.is_temporary and not checkpoints(self.out): shutil.rmtree(self.out, ignore_errors=True)
-        if not done: raise Interrupted(f"Stopped after step {self.state.global_step} of {self.state.max_steps}; the checkpoint is in {str(self.out)!r}. To go on: {self.go_on}")
+        if not done: raise Interrupted(f"Stopped after step {self.state.global_step} of {self.state.max_steps}; its checkpoint is in {str(self.out)!r}. To go on, {self.go_on}")
         history = self.state.log_history
         if self.args.should_save:
             if self.is_temporary: shutil.rmtree(self.out, ignore_errors=True)
@@ -590,3 +615,36 @@ class TreeTrainer(Trainer):
                 plot_curves(history, self.out/"curves.png")
                 _write_json(self.out/"config.json", {**json.loads((self.out/"config.json").read_text(encoding="utf-8")), "finished": True})
         return history
+
+# %% ../../nbs/3_tune/trainer.ipynb #27df2094
+def _trainer_1(micro_batches): return sum(map(sum, micro_batches))/sum(map(len, micro_batches))
+
+@exercise("trainer.1", "Write step_loss(micro_batches): the loss of one step, given the losses of the counted tokens of each micro-batch (a list of lists, nats).",
+          hints=["One batch with all the tokens must give the same number.", "Divide once, at the end, by the number of all tokens."], solution=_trainer_1)
+def _check_trainer_1(answer):
+    for given, expected in (([[3., 3.], [1.]*10], 16/12), ([[2.], [2.]], 2.), ([[4., 0.], [], [2.]], 2.), ([[1., 2., 3.]], 2.)): yield given, expected, answer(given)
+
+# %% ../../nbs/3_tune/trainer.ipynb #f62f6a29
+def _trainer_2(names):
+    steps = [int(n.removeprefix("checkpoint-")) for n in names if n.startswith("checkpoint-") and n.removeprefix("checkpoint-").isdigit()]
+    return f"checkpoint-{max(steps)}" if steps else None
+
+@exercise("trainer.2", "Write last(names): the name of the newest complete checkpoint among the names in a run folder, or None. A complete one is called checkpoint-N.",
+          hints=["Is 'checkpoint-9' before or after 'checkpoint-10'?", "There are other files in the folder too, and half-written ones have other names.", "An empty list is a case."],
+          solution=_trainer_2)
+def _check_trainer_2(answer):
+    for given, expected in ((["checkpoint-9", "checkpoint-10"], "checkpoint-10"), (["checkpoint-200", "checkpoint-30"], "checkpoint-200"), (["config.json", "checkpoint-5", ".partial", "curves.png"], "checkpoint-5"),
+                            ([], None), (["checkpoint-7.tmp", "checkpoint-2"], "checkpoint-2"), (["metrics.jsonl"], None)): yield given, expected, answer(list(given))
+
+# %% ../../nbs/3_tune/trainer.ipynb #82eaf552
+def _trainer_3(losses, patience):
+    best, since = math.inf, 0
+    for i, loss in enumerate(losses, 1):
+        best, since = (loss, 0) if loss < best else (best, since + 1)
+        if since >= patience: return i
+
+@exercise("trainer.3", "Write stops_at(losses, patience): the number, from 1, of the evaluation at which training stops because the last `patience` evaluations brought no better loss; None if it doesn't.",
+          hints=["Keep the best loss so far and how long ago it was.", "A new best sets the count back to 0; an equal loss isn't better."], solution=_trainer_3)
+def _check_trainer_3(answer):
+    for losses, patience, expected in (([3., 2., 2.5, 2.4, 1.], 2, 4), ([3., 2., 2.5, 1.9, 2., 2.1], 2, 6), ([3., 2., 1.], 1, None), ([2., 2., 2.], 2, 3), ([1., 2.], 1, 2), ([], 1, None)):
+        yield f"losses={losses}, patience={patience}", expected, answer(list(losses), patience)
