@@ -28,6 +28,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block", "alert", "tasklist"]
 myst_heading_anchors = 4
 myst_dmath_allow_digits = True
+myst_dmath_double_inline = True  # $$ in the middle of a paragraph, as Jupyter allows it
 mathjax_path = "mathjax/tex-chtml-full.js"  # put there by get_mathjax.sh and served by the site itself
 mathjax3_config = {"tex": {"packages": {"[-]": ["noerrors", "noundefined"]}}, "options": {"enableMenu": False}}  # bad TeX shows as an error
 
@@ -38,7 +39,7 @@ autodoc_default_options = {"members": True, "undoc-members": True, "show-inherit
 python_use_unqualified_type_names = True
 autodoc_mock_imports = [m for m in ("torch", "transformers") if importlib.util.find_spec(m) is None]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", rf"(?!{lib}\.).*")]  # only our own names must be found: other projects' lists of names would need a network
+nitpick_ignore_regex = [("py:.*", rf"(?!{lib}\.).*|.*\._\w+")]  # our public names must be found; other projects' lists of names would need a network
 
 html_theme = "sphinx_book_theme"
 html_title = project

@@ -94,7 +94,7 @@ def known_keys()->dict: # key -> name of the module it is exported to, in the or
     "Every exercise of the installed course, read from the sources without importing them."
     root = Path(importlib.util.find_spec("ftcourse").submodule_search_locations[0])
     parts = ["", "data", "tune", "align", "evals", "ship"]
-    files = [f for p in parts for f in sorted((root/p).glob("*.py"))]
+    files = sorted((f for p in parts for f in sorted((root/p).glob("*.py"))), key=lambda f: f.name == "cli.py")  # the last chapter
     found = {}
     for f in files:
         module = ".".join(("ftcourse", *f.relative_to(root).with_suffix("").parts))

@@ -95,7 +95,7 @@ def test_rows_are_counted_from_one_like_lines(tmp_path):
     assert [f.rows for f in report.errors if f.name == "example_missing_assistant_message"] == [(2,)]
 
 
-def test_empty_list(): assert C.check([]).as_dict()["warnings"]["few_rows"] == 10
+def test_empty_list(): assert C.check([]).as_dict()["warnings"]["few_rows"] == 1
 
 
 # --- repeats --------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json, math, re, shutil, subprocess
 import numpy as np
 import pytest
 
-from ftcourse.evals.compare import Comparison, bootstrap_interval, bootstrap_means, compare, curves_svg, paired_difference, report
+from ftcourse.evals.compare import bootstrap_interval, bootstrap_means, compare, curves_svg, paired_difference, report
 
 ROWS = [{"message": f"message {i}", "acceptable": ["(a)", "(b)"]} for i in range(6)]
 def score(answer, row): return {"acceptable": answer in row["acceptable"], "leaked": bool(re.search("[A-Z]", answer))}
@@ -96,6 +96,19 @@ def test_systems_may_be_functions():
 def test_wrong_number_of_answers_or_rows():
     with pytest.raises(ValueError, match="'sft' gave 5 answers to 6 rows"): toy(sft=["(a)"] * 5)
     with pytest.raises(ValueError, match="no rows"): compare({"a": []}, [], score)
+
+
+def test_the_committed_study_holds_and_meets_its_target():
+    "data/results/emojibot.json: real, complete, the same figures when its answers are scored again, and tuning beats the best prompt."
+    from ftcourse.data.sets import data_dir, load_set, score_emojibot
+    study, test = json.loads((data_dir() / "results" / "emojibot.json").read_text(encoding="utf-8")), load_set("emojibot", "test")
+    assert study["model"] == "smollm2-135m" and study["command"] and study["machine"] and study["versions"] and set(study["seeds"]) == {"training", "resampling"}
+    again = compare(study["answers"], test, lambda answer, row: score_emojibot(answer, row["acceptable"]))
+    assert again.figures()["systems"] == study["systems"] and len(test) == 200
+    assert study["systems"]["sft"]["format"] >= 0.98
+    assert study["systems"]["sft"]["acceptable"] - study["systems"]["prompt"]["acceptable"] >= 0.25
+    assert study["best_prompt"] == max(study["prompts"], key=study["prompts"].get)
+    assert study["peak_gb"] < 4
 
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=http://evil.example/x onerror=alert(1)>', "</td></tr></table></body>", "&lt;b&gt;",

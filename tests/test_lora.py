@@ -165,6 +165,22 @@ def test_layers_that_share_x():
     same(x, x)
 
 
+def test_groups_of_a_llama():
+    "They stay together in training, in use and in copies; GPT-2 has none."
+    import copy
+    model = tuned(tiny()).train()
+    for _ in range(2):
+        model(IDS, labels=IDS).loss.backward()
+        logits(model)
+        with adapters_off(model): logits(model)
+    for m in (model, copy.deepcopy(model)):
+        block = m.model.layers[1]
+        assert block.self_attn.v_proj.group == tuple(getattr(block.self_attn, n) for n in ("q_proj", "k_proj", "v_proj"))
+        assert block.mlp.up_proj.group == (block.mlp.gate_proj, block.mlp.up_proj) and block.mlp.down_proj.group == (block.mlp.down_proj,)
+        assert all(l.ready is None for l in m.modules() if isinstance(l, LoRALinear))
+    assert all(len(l.group) == 1 for l in tuned(gpt2()).modules() if isinstance(l, LoRALinear))
+
+
 def test_16_bit_base_float32_adapters():
     "Gradients are float32, pile up in float32, and are those of float32 but for x's and dy's rounding."
     torch.manual_seed(0)

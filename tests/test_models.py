@@ -270,6 +270,21 @@ def test_a_saved_checkpoint_opens(tiny, tmp_path):
     assert load(str(tmp_path), device="cpu")[0].dtype == pick_dtype("cpu")
 
 
+def test_an_adapter_folder_opens_on_its_base(tmp_path):
+    from ftcourse.tune.lora import add_lora, save_adapter
+    model, tokenizer = load("tiny", device="cpu")
+    add_lora(model, r=2, alpha=4)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".B"): p.fill_(0.05)
+    save_adapter(model, tmp_path/"adapter")
+    again, _ = load(tmp_path/"adapter", device="cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(): tuned, opened, base = (m(input_ids=ids).logits for m in (model.eval(), again, load("tiny", device="cpu")[0]))
+    torch.testing.assert_close(opened, tuned, atol=1e-6, rtol=0)
+    assert not again.training and (opened - base).abs().max() > 1e-3
+
+
 class Trap:
     "Unpickling this leaves a file behind."
     def __reduce__(self): return (open, (os.environ["TRAP_FILE"], "w"))
@@ -453,7 +468,7 @@ def test_real_weights_are_the_files(tmp_path):
 @pytest.mark.real
 def test_real_tokenizer_and_answers():
     # item 10: pad is the end of a turn, the same id, and nothing was resized
-    model, tokenizer = load("smollm2-135m")
+    model, tokenizer = load("smollm2-135m", dtype=torch.float32)  # in bfloat16 the first word is a tie within rounding
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2 == model.config.eos_token_id and tokenizer.padding_side == "right"
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == 49_152
     assert tokenizer.convert_ids_to_tokens(tokenizer("a\n\n1.  23")["input_ids"]) == ["a", "ĊĊ", "1", ".", "ĠĠ", "2", "3"]  # digits are cut off first

@@ -140,6 +140,12 @@ def test_no_test_message_means_what_a_training_row_means():
     assert (nearest(test, train, centre=False)[0] > 0.9).float().mean() > 0.5  # why the mean must go: the chapter says so
 
 
+def test_rows_go_into_datasets_and_back():
+    import datasets
+    rows = load_set("emojibot", "validation")
+    assert datasets.Dataset.from_list(rows).to_list() == rows
+
+
 # --- score ----------------------------------------------------------------------------------------------
 ACCEPTABLE = ["(tired)", "(coffee)"]
 

@@ -150,7 +150,7 @@ def test_the_probe_notices_a_model_that_ignores_masks():
         if attention_mask is not None and attention_mask.dim() == 4: attention_mask = None
         return forward(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kw)
     model.model.forward = deaf
-    assert T._differs(model, "mask") > 0.01
+    assert T._differs(model, "mask") > 0.05
 
 
 def test_head_logps_against_log_softmax():
@@ -261,3 +261,40 @@ def test_dropout_stays_the_models_own():
     assert not torch.equal(a, b)
     model.eval()
     assert gap(reply_logps(model, pack(trees))[0].detach(), by_hand(model, trees)) < 1e-4
+
+
+def test_under_autocast():
+    "Mixed precision, the Trainer's way on float32 weights: numbers near float32's, gradients of every weight finite and near."
+    trees = forest(seed=4)
+    grads = []
+    for on in (False, True):
+        model = build("llama").train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on): out = reply_logps(model, batch_trees(trees, model))[0]
+        out.sum().backward()
+        grads.append([out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert out.dtype == torch.float32
+    for a, b in zip(*grads): assert (a - b).norm() < 0.06*a.norm() + 1e-6
+    model = build("llama").train()
+    model.config.attention_dropout = 0.1                 # the engine leaves attention to the model, through the mask
+    with torch.autocast("cpu", torch.bfloat16): assert reply_logps(model, pack(trees))[0].isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_trees_equal_plain_rows_on_smollm2():
+    # item 51 and item 61 on the real model in float32, prompts with two replies; gradients of a first and a last layer's weight
+    from ftcourse.data.batches import encode_rows
+    from ftcourse.data.sets import load_set
+    from ftcourse.models import load
+    model, tok = load("smollm2-135m", dtype=torch.float32)
+    say = lambda role, text: [{"role": role, "content": text}]
+    trees = encode_rows([{"prompt": say("user", (r["instruction"] + "\n" + r["input"]).strip()), "chosen": say("assistant", r["chosen"]),
+                          "rejected": say("assistant", r["rejected"])} for r in load_set("preferences")[:4]], tok)
+    want = by_hand(model, trees)
+    for kw in (dict(), dict(max_tokens=sum(map(len, trees))), dict(share=False)):
+        with torch.no_grad(): assert gap(reply_logps(model, pack(trees, **kw))[0], want) < 1e-4
+    weights = [model.model.layers[0].self_attn.k_proj.weight, model.model.layers[-1].mlp.up_proj.weight]
+    for p in model.parameters(): p.requires_grad_(any(p is w for w in weights))
+    a = torch.autograd.grad(sum(w.sum() for w in by_hand(model, trees[:2], grad=True)), weights)
+    b = torch.autograd.grad(reply_logps(model, pack(trees[:2]))[0].sum(), weights)
+    for x, y in zip(a, b): assert (x - y).abs().max() < 1e-3*x.abs().max()  # plain float32 itself is 1e-4 from float64 here, ours 6e-6

@@ -6,6 +6,7 @@ __all__ = ['staircase', 'prompt_of', 'split_rows', 'collate', 'loaders', 'Tree',
 
 # %% ../../nbs/2_data/batches.ipynb #b609429a
 import json, random
+from os.path import commonprefix
 from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
@@ -285,23 +286,45 @@ class TreeBatch:
 
 # %% ../../nbs/2_data/batches.ipynb #7b3fc191
 def _pieces(trees, share):
-    "(tree number, prompt, [(reply number in the batch, k, ids, mask)]) for each piece that is laid into a row."
+    "(tree number, prompt, [(reply number in the batch, k, ids, mask, ids of it that are prompt)]) for each piece that is laid into a row."
     n, pieces = 0, []
     for t, tree in enumerate(trees):
-        replies = [(n + k, k + 1, ids, mask) for k, (ids, mask) in enumerate(zip(tree.replies, tree.masks))]
+        replies = [(n + k, k + 1, ids, mask, 0) for k, (ids, mask) in enumerate(zip(tree.replies, tree.masks))]
         n += len(replies)
         pieces += [(t, tree.prompt_ids, replies)] if share else [(t, tree.prompt_ids, [r]) for r in replies]
     return pieces
+
+def _length(piece): return len(piece[1]) + sum(len(r[2]) for r in piece[2])
+
+def _join(pieces, n):
+    "Several one-reply pieces as one: the first n ids of their prompts are its prompt, what follows them its replies."
+    (t, prompt, _), *_ = pieces
+    return t, prompt[:n], [(slot, k, p[n:] + ids, (0,)*len(p[n:]) + mask, len(p[n:]))
+                           for k, (_, p, [(slot, _, ids, mask, _)]) in enumerate(pieces, 1)]
+
+def _join_prompts(pieces, room):
+    "Pieces with one reply whose prompts begin alike share that beginning, as far as `room` tokens hold them."
+    single = sorted((p for p in pieces if len(p[2]) == 1), key=lambda p: p[1])
+    done, group, n = [p for p in pieces if len(p[2]) > 1], [], 0
+    for piece in single:
+        m = len(commonprefix([group[0][1][:n], piece[1]])) if group else len(piece[1])
+        saves = m*len(group) > n*(len(group) - 1)                   # one more piece, a shorter beginning: fewer tokens in all?
+        if group and not (saves and _length(_join([*group, piece], m)) <= room):
+            done, group, m = [*done, _join(group, n) if len(group) > 1 else group[0]], [], len(piece[1])
+        group, n = [*group, piece], m
+    return done + ([_join(group, n) if len(group) > 1 else group[0]] if group else [])
 
 def pack(
     trees, # list of Tree
     pad_id:int=0, # id to fill rows with; what it is doesn't matter
     max_tokens:int=None, # length of a row; by default that of the longest tree
     share:bool=True, # False: one reply a row, each with its own copy of the prompt
+    join:int=0, # above 0: one-reply trees whose prompts begin alike become one tree of at most so many tokens
 )->TreeBatch: # replies come out in the order given, wherever they were packed
     "Lay trees into as few rows as first-fit decreasing finds. Raises ValueError where a tree is longer than `max_tokens`."
     pieces = _pieces(trees, share)
-    lengths = [len(p) + sum(len(r[2]) for r in rs) for _, p, rs in pieces]
+    if share and join: pieces = _join_prompts(pieces, min(join, max_tokens or join))
+    lengths = list(map(_length, pieces))
     longest = max(lengths, default=0)
     if not longest: raise ValueError("pack: there are no trees to pack.")
     T = (max_tokens if share else None) or longest
@@ -319,11 +342,11 @@ def pack(
             p, last = len(prompt), at + len(prompt) - 1    # `last`: the prompt's last token predicts the first of each reply
             stop = at + p
             ids[at:stop], pos[at:stop], tree_ids[at:stop] = prompt, range(p), [t]*p
-            for slot, k, reply, mask in replies:
+            for slot, k, reply, mask, given in replies: # the reply's first `given` ids belong to the prompt
                 at, stop = stop, stop + len(reply)
                 ids[at:stop], pos[at:stop] = reply, range(p, p + len(reply))
                 tree_ids[at:stop], reply_ids[at:stop] = [t]*len(reply), [k]*len(reply)
-                found += [(slot*L + j, at + j - 1 if j else last, reply[j]) for j, m in enumerate(mask) if m]
+                found += [(slot*L + j - given, at + j - 1 if j else last, reply[j]) for j, m in enumerate(mask) if m]
             at = stop
     found.sort()
     slots, sources, targets = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)

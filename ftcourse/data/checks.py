@@ -69,6 +69,10 @@ def _content(value):
     if isinstance(value, str): return value
     return "\n".join(m["content"] for m in value if m.get("role") not in ("system", "developer") and isinstance(m.get("content"), str))
 
+def _reply(m):
+    "Text of an assistant's message; a call of a function as text."
+    return str(m.get("function_call") or m.get("tool_calls")) if _calls(m) and not m.get("content") else _content([m])
+
 _REPLIES = {"messages", "completion", "completions", "chosen", "rejected", "output", "target", "conversations", "text"}
 
 def row_texts(
@@ -76,7 +80,8 @@ def row_texts(
 )->tuple|None: # (prompt, list of replies), or None where the row is broken
     "The prompt and the replies of a row as texts, without its system message."
     try:
-        if asked := next((row[k] for k in ("message", "question", "prompt") if isinstance(row.get(k), str) and len({*row} & _REPLIES) == 0), None): return asked, []
+        asked = [row[k] for k in ("message", "question", "prompt") if isinstance(row.get(k), str)]
+        if asked and not _REPLIES & {*row}: return asked[0], []
         kind = "messages" if "messages" in row else row_kind(row)
         if kind == "text": return "", [row["text"]]
         if kind in ("preference", "ranked", "unpaired", "prompt_completion"):
@@ -84,7 +89,7 @@ def row_texts(
             return _content(row["prompt"]), [_content(row[n]) for n in names] or [_content(c) for c in row["completions"]]
         messages = row["messages"] if kind == "messages" else to_messages(row)["messages"]
         first = next((i for i,m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-        return _content(messages[:first]), [str(m.get("function_call") or m.get("tool_calls")) if _calls(m) and not m.get("content") else _content([m]) for m in messages[first:] if m["role"] == "assistant"]
+        return _content(messages[:first]), [_reply(m) for m in messages[first:] if m["role"] == "assistant"]
     except (ValueError, TypeError, KeyError, AttributeError): return None
 
 # %% ../../nbs/2_data/checks.ipynb #b8805436
@@ -105,7 +110,8 @@ def duplicates(
     return [g for g in groups.values() if len(g) > 1]
 
 # %% ../../nbs/2_data/checks.ipynb #316a25a1
-_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+_NO_SPACES = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, Lao, Japanese, Chinese
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
 
 def shingles(
     text:str, # any language; where words aren't separated by spaces, each character counts as a word
@@ -219,8 +225,9 @@ class TokenReport:
     def as_dict(self):
         "Everything but the single rows."
         q = np.percentile(self.lengths or [0], [0, 5, 50, 95, 100]).round(1).tolist()
-        return dict(total=sum(self.lengths), learnt=sum(self.learnt), exact=self.exact, limit=self.limit, n_too_long=len(self.too_long), n_cut=self.n_cut,
-            n_failed=len(self.failed), n_no_end=len(self.no_end), **dict(zip(("min", "p5", "median", "p95", "max"), q)), histogram=dict(zip(("edges", "counts"), self.histogram())))
+        return dict(total=sum(self.lengths), learnt=sum(self.learnt), exact=self.exact, limit=self.limit,
+            n_too_long=len(self.too_long), n_cut=self.n_cut, n_failed=len(self.failed), n_no_end=len(self.no_end),
+            **dict(zip(("min", "p5", "median", "p95", "max"), q)), histogram=dict(zip(("edges", "counts"), self.histogram())))
 
 # %% ../../nbs/2_data/checks.ipynb #05dc171f
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<eos>", "<|return|>")
@@ -384,21 +391,25 @@ def _format_findings(rows, kinds):
 def _content_findings(rows, kinds, near):
     "Broken rows of other formats, empty answers, pairs without a difference, repeats."
     texts = [row_texts(r) if isinstance(r, dict) else None for r in rows]
-    broken = [i for i,(t,k) in enumerate(zip(texts, kinds)) if t is None and k not in ("messages", "unknown")]
-    empty = [i for i,t in enumerate(texts) if t and any(not reply.strip() for reply in t[1])]
-    same = [i for i,(t,k) in enumerate(zip(texts, kinds)) if t and k == "preference" and len(set(map(str.strip, t[1]))) < 2]
-    good = [r if t and not (k == "messages" and row_faults(r)) else {} for r,t,k in zip(rows, texts, kinds)]  # a broken row repeats nothing
-    twice,asked = duplicates(good),duplicates(good, "prompt")
-    repeats,more = {i for g in twice for i in g[1:]},_finding("warning", "mixed_formats", [], f"rows of several formats: {', '.join(sorted(set(kinds)))}", len(set(kinds)) if len(set(kinds)) > 1 else 0)
-    others = sorted({i for g in asked for i in g[1:]} - repeats)
-    if near:
-        alike = near_duplicates([{} if i in repeats else r for i,r in enumerate(good)], near)
-        more += _finding("warning", "near_duplicates", sorted(i for g in alike for i in g[1:]), f"nearly the same as another row (similarity {near:g} or more): look at them, keep one of each group")
+    both = list(zip(rows, texts, kinds))
+    broken = [i for i,(_,t,k) in enumerate(both) if t is None and k not in ("messages", "unknown")]
+    empty = [i for i,(_,t,_) in enumerate(both) if t and any(not reply.strip() for reply in t[1])]
+    same = [i for i,(_,t,k) in enumerate(both) if t and k == "preference" and len(set(map(str.strip, t[1]))) < 2]
+    mixed = sorted({*kinds} - {"unknown"}) if len({*kinds} - {"unknown"}) > 1 else []
+    good = [r if t and not (k == "messages" and row_faults(r)) else {} for r,t,k in both]  # a broken row repeats nothing
     return [*_finding("error", "broken_row", broken, "a field has the wrong type or is missing"),
         *_finding("error", "empty_answer", empty, "a reply is empty: the model would learn to say nothing"),
         *_finding("warning", "identical_pair", same, "chosen and rejected are the same: nothing to prefer"),
-        *_finding("warning", "duplicates", sorted(repeats), "repeat another row word for word: drop them"),
-        *_finding("warning", "repeated_prompts", others, "the same question as another row, with another answer: decide which is right, and keep both in one split"), *more]
+        *_finding("warning", "mixed_formats", [], f"rows of several formats: {', '.join(mixed)}", len(mixed)), *_repeat_findings(good, near)]
+
+def _repeat_findings(rows, near):
+    "Rows that repeat another one exactly, in their prompt, or nearly."
+    twice = {i for g in duplicates(rows) for i in g[1:]}
+    asked = {i for g in duplicates(rows, "prompt") for i in g[1:]} - twice
+    groups = near_duplicates([{} if i in twice else r for i,r in enumerate(rows)], near) if near else []
+    return [*_finding("warning", "duplicates", sorted(twice), "repeat another row word for word: drop them"),
+        *_finding("warning", "repeated_prompts", sorted(asked), "the same question as another row, with another answer: decide which is right, and keep both in one split"),
+        *_finding("warning", "near_duplicates", sorted(i for g in groups for i in g[1:]), f"nearly the same as another row (similarity {near} or more): look at them, keep one of each group")]
 
 def _token_findings(report, where):
     "Findings on lengths; `where` holds the row of each length."
@@ -412,7 +423,8 @@ def _leak_findings(rows, name, other, near):
     mine,theirs = ([r if isinstance(r, dict) else {} for r in part] for part in (rows, other))
     if not any(_joined(r, "prompt") for r in theirs): return _finding("error", "no_prompts", [], f"{name} has no prompts that can be compared", 1)
     leaks,found = leakage({"": mine, name: theirs}, near or 1.0)[name],[]
-    for level,label,chosen,how in (("error", "leak", [l for l in leaks if l[2] == 1], "word for word"), ("warning", "near_leak", [l for l in leaks if l[2] < 1], "nearly")):
+    exact,nearly = [l for l in leaks if l[2] == 1],[l for l in leaks if l[2] < 1]
+    for level,label,chosen,how in (("error", "leak", exact, "word for word"), ("warning", "near_leak", nearly, "nearly")):
         found += _finding(level, label, sorted({j for _,j,_ in chosen}), f"{len(chosen)} prompts of {name} stand here {how}: take these rows out", len(chosen))
     return found
 
@@ -440,6 +452,12 @@ def _rows_of(data):
         lines = [p.line-1 for p in e.problems if p.line]
         return Path(data).name, rows, _finding("error", "unreadable", lines, what, e.total)
 
+def _can_count(row, kind):
+    "Whether a row has no fault that is already told, so that its tokens can be counted."
+    if kind == "unknown" or kind == "messages" and row_faults(row): return False
+    texts = row_texts(row)
+    return bool(texts and texts[1] and all(map(str.strip, texts[1])))
+
 def check(
     data, # path of a data file, list of rows, or a datasets.Dataset
     tokenizer=None, # the tokenizer of the model to train; None estimates lengths
@@ -454,11 +472,11 @@ def check(
     kinds = [_kind(r) for r in rows]
     counts,format_findings = _format_findings(rows, kinds)
     findings += format_findings + _content_findings(rows, kinds, near)
-    good = [i for i,r in enumerate(rows) if not (kinds[i] == "unknown" or kinds[i] == "messages" and row_faults(r)) and (t := row_texts(r)) and t[1] and all(map(str.strip, t[1]))]
+    good = [i for i,(r,k) in enumerate(zip(rows, kinds)) if _can_count(r, k)]
     report = token_report([rows[i] for i in good], tokenizer, limit) if good else None
     bill = epochs_and_cost(report.lengths, limit, price, n_epochs) if good else None
     if good: findings += _token_findings(report, good)
-    if len(rows) < 10: findings += _finding("warning", "few_rows", [], "hosted services ask for 10 rows at least, and 50 good ones are a start", max(10 - len(rows), 1))
+    if len(rows) < 10: findings += _finding("warning", "few_rows", [], f"{len(rows)} rows: hosted services ask for 10 at least, and 50 good ones are a start", 1)
     for name,other in (others or {}).items(): findings += _leak_findings(rows, name, _rows_of(other)[1], near)
     return CheckReport(source, len(rows), dict(Counter(kinds)), dict(counts), tuple(sorted(findings, key=lambda f: f.level)), report, bill)
 
@@ -508,7 +526,8 @@ def _check_checks_1(answer):
 def _checks_2(rows):
     def replies(row):
         messages = row.get("messages") if isinstance(row, dict) else None
-        return isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") == "assistant" for m in messages)
+        if not isinstance(messages, list): return False
+        return any(isinstance(m, dict) and m.get("role") == "assistant" for m in messages)
     return sum(not replies(row) for row in rows)
 
 @exercise("checks.2", "Write `without_reply(rows)`: how many rows have no message of the role assistant. A row or a message may be anything.",

@@ -83,7 +83,9 @@ def alpaca_text(
 )->str: # format_input and format_response together
     "The whole training text of an Alpaca row. Raises ValueError where a text in it would be read as a mark."
     text, fields = format_input(row) + format_response(row), {k: row.get(k) or "" for k in ("instruction", "input", "output")}
-    if from_alpaca_text(text) != fields: raise ValueError("alpaca_text: the instruction holds '### Input:', which would be read as a mark.")
+    try: same = from_alpaca_text(text) == fields
+    except ValueError: same = False
+    if not same: raise ValueError("alpaca_text: a text of this row holds '### Input:' or '### Response:', which would be read as a mark. Reword it.")
     return text
 
 # %% ../../nbs/2_data/formats.ipynb #fe1a8b93

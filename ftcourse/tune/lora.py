@@ -9,7 +9,7 @@ import json, math, os, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from ..exercises import exercise
 

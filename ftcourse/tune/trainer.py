@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # transformers' Trainer imports it where it is installed, and it talks about GPU kernels
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from .. import __version__
 from ..data.batches import TreeBatch
 from ..exercises import exercise
 from .lora import LoRALinear, lora_state, save_adapter
@@ -175,10 +176,10 @@ def versions()->dict: # of the packages a result depends on, and of the machine
     "What a result depends on beside its settings: package versions, Python, processor, threads."
     import platform
     found = {}
-    for name in ("ftcourse", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "tokenizers"):
+    for name in ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "tokenizers"):
         try: found[name] = metadata.version(name)
         except metadata.PackageNotFoundError: pass
-    found |= dict(python=platform.python_version(), machine=platform.machine(), system=platform.system(), n_threads=torch.get_num_threads())
+    found |= dict(ftcourse=__version__, python=platform.python_version(), machine=platform.machine(), system=platform.system(), n_threads=torch.get_num_threads())
     if torch.cuda.is_available(): found["gpu"] = torch.cuda.get_device_name()
     return found
 
@@ -264,6 +265,7 @@ def plot_curves(
     if train: ax.plot(*zip(*train), lw=.8, alpha=.6, label="training")
     if evals: ax.plot(*zip(*evals), marker="o", ms=3, label="validation")
     ax.set(xlabel="step", ylabel="loss (nats per token)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if train or evals: ax.legend(frameon=False)
     if path is not None: ax.figure.savefig(path)
     return ax
@@ -608,7 +610,7 @@ class TreeTrainer(_Data, _Step, _Guard, _Log, _Checkpoints, _Folder, Trainer):
             self.model.eval()
             if not done and self.is_temporary and not checkpoints(self.out): shutil.rmtree(self.out, ignore_errors=True)
         if not done: raise Interrupted(f"Stopped after step {self.state.global_step} of {self.state.max_steps}; its checkpoint is in {str(self.out)!r}. To go on, {self.go_on}")
-        history = self.state.log_history
+        history = list(self.state.log_history)
         if self.args.should_save:
             if self.is_temporary: shutil.rmtree(self.out, ignore_errors=True)
             else:
