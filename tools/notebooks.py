@@ -133,7 +133,7 @@ def execute(path, fast=False, timeout=600):
     env.update({"FTCOURSE_FAST": "1", "OMP_NUM_THREADS": "1"} if fast else {})
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": folder}})
         client.execute(env=env)
     return nb, time.time() - started
 

@@ -57,9 +57,9 @@ def _one_row(row, i):
     try: kind = row_kind(row)
     except ValueError as e: raise ValueError(f"sft_rows: row {i}: {e}") from None
     if kind in ("messages", "prompt_completion"): return row
-    if kind in ("alpaca", "sharegpt"): return to_messages(row)
+    if kind in ("alpaca", "sharegpt", "text_target"): return to_messages(row)
     raise ValueError(f"sft_rows: row {i} is of kind {kind!r} with the columns {sorted(row)}. Supervised fine-tuning reads `messages`, "
-                     "`prompt` and `completion`, Alpaca or ShareGPT rows.")
+                     "`prompt` and `completion`, `text` and `target`, Alpaca or ShareGPT rows.")
 
 # %% ../../nbs/3_tune/sft.ipynb #7a4ed8c3
 def _save_whole(model, folder): # without transformers' progress bar
