@@ -5,8 +5,8 @@
     python tools/notebooks.py fast NAME ...        run on the fast path, keep nothing
     python tools/notebooks.py check                fail where a header, the export, the clean state or a stamp has drifted
 
-A stamp is a hash of a notebook's code and of every ftcourse module it imports, directly or not. Comments,
-docstrings and prose are left out, so that better wording asks for no new run.
+A stamp is a hash of a notebook's code, of every ftcourse module it imports, directly or not, and of the files in
+data/results that it names. Comments, docstrings and prose are left out, so that better wording asks for no new run.
 """
 import ast, configparser, hashlib, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -109,7 +109,7 @@ def code_of(nb):
 
 
 def stamp(nb):
-    "Hash of the notebook's code and of every module of this library that it reaches."
+    "Hash of the notebook's code, of every module of this library that it reaches and of the result files that it names."
     todo, seen, parts = list(_imports(code_of(nb), "")), set(), [_meaning(code_of(nb))]
     while todo:
         name = todo.pop()
@@ -118,6 +118,7 @@ def stamp(nb):
         seen.add(name)
         todo += _imports(file.read_text(encoding="utf-8"), name.rpartition(".")[0])
     parts += [_meaning(_module_file(n).read_text(encoding="utf-8")) for n in sorted(seen)]
+    parts += [f.read_text(encoding="utf-8") for f in sorted((ROOT / "data" / "results").glob("*.json")) if f.name in code_of(nb)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
