@@ -296,6 +296,7 @@ def _pieces(trees, share):
 
 def _length(piece): return len(piece[1]) + sum(len(r[2]) for r in piece[2])
 
+# %% ../../nbs/2_data/batches.ipynb #080ab443
 def _join(pieces, n):
     "Several one-reply pieces as one: the first n ids of their prompts are its prompt, what follows them its replies."
     (t, prompt, _), *_ = pieces
@@ -314,6 +315,7 @@ def _join_prompts(pieces, room):
         group, n = [*group, piece], m
     return done + ([_join(group, n) if len(group) > 1 else group[0]] if group else [])
 
+# %% ../../nbs/2_data/batches.ipynb #65e53411
 def pack(
     trees, # list of Tree
     pad_id:int=0, # id to fill rows with; what it is doesn't matter
