@@ -370,8 +370,6 @@ def main(): # the console script `ftcourse`
     "Run the command line."
     app(prog_name="ftcourse")
 
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main() # python -m ftcourse.cli
-
 # %% ../nbs/6_ship/cli.ipynb #3e70d07f
 def _cli_1(validation, test, tuned):
     name = max(validation, key=validation.get)

@@ -48,7 +48,7 @@ def setup():
 def demo(*args):
     "Fine-tune SmolLM2 to answer in emoji codes and compare it with its base: runs/emojibot/report.html."
     setup()
-    python("-m", "ftcourse.cli", "demo", *args)
+    python("-m", "ftcourse", "demo", *args, FTCOURSE_TASK="demo")
 
 
 def test(*args):
