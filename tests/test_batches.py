@@ -2,7 +2,6 @@
 import random
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from ftcourse.data import batches as B
 from ftcourse.data.batches import Tree, attention_mask, collate, encode, encode_rows, first_fit, loaders, pack, prompt_of, split_rows, staircase
 from ftcourse.tokens import tiny_tokenizer
 
@@ -70,7 +69,7 @@ def test_prompt_must_be_a_prefix(tok):
     other.chat_template = tok.chat_template.replace("<|im_start|>assistant\\n", "<|im_start|>assistant: ").replace("<|im_start|>assistant\n", "<|im_start|>assistant: ")
     with pytest.raises(ValueError, match="row 3.*doesn't begin with the prompt"): encode({"messages": TALK}, other, row_index=3)
     # ... and in ids: a tokenizer that joins "a" and "b" across the border
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
     core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "</s>": 3, " ": 4}, merges=[("a", "b")]))
     joins = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")

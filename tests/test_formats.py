@@ -4,7 +4,10 @@ import json
 import jinja2, pytest
 from hypothesis import given, settings, strategies as st
 
-from ftcourse.data.formats import *
+from ftcourse.data.formats import (
+    alpaca_text, check_messages, format_input, format_response, from_alpaca_pair, from_alpaca_text, from_georgian_prompt, from_hh, from_phi3_text,
+    from_summaries, from_transcript, georgian_prompt, phi3_text, row_kind, split_pair, template_text, to_alpaca, to_messages, to_prompt_completion,
+    to_sharegpt, to_text_target, to_transcript)
 from ftcourse.data.formats import PREAMBLE, ROLES
 from ftcourse.data.reading import read_rows
 from ftcourse.data.sets import load_set
@@ -174,8 +177,8 @@ def test_system():
     assert chat == {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     assert to_messages(chat, system="s") == chat and row == {"prompt": "q", "completion": "a"}
     assert "system" in refusal(to_messages, chat, system="other") and "system" in refusal(to_alpaca, chat)
-    for given in ({"instruction": "q", "output": "a", "system": "s"}, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}):
-        assert to_messages(given) == chat
+    for shape in ({"instruction": "q", "output": "a", "system": "s"}, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}):
+        assert to_messages(shape) == chat
 
 
 def test_multi_turn_and_other_refusals():

@@ -1,10 +1,9 @@
 """LoRA: by hand, against autograd, against PEFT both ways, and with files that are cut, bent or meant for another model."""
-import json, math, os, random, warnings
+import json, math, os, random
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ftcourse.models import load

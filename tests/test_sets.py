@@ -1,5 +1,5 @@
 """The course's sets: complete, as published, apart from each other; and EmojiBot's score against cases decided by hand."""
-import hashlib, json, subprocess, sys
+import hashlib, subprocess, sys
 
 import pytest
 from hypothesis import given, settings, strategies as st

@@ -1,5 +1,5 @@
 """Supervised fine-tuning: the loss against other ways to compute it, what is taught, what is refused, what comes back from disk."""
-import json, math, random
+import json, math
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from ftcourse.data.batches import encode_rows
 from ftcourse.models import load
-from ftcourse.tune import sft as S
-from ftcourse.tune.sft import SFT, Bot, constant_system, finetune, sft_loss, sft_rows
+from ftcourse.tune.sft import SFT, constant_system, finetune, sft_loss, sft_rows
 from ftcourse.tune.trainer import EpochBatches, _Collate, checkpoints
 
 SYSTEM = "Say one animal."

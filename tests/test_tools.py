@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import notebooks
+import notebooks  # noqa: E402  after the path
 
 
 def notebook(*code):

@@ -62,7 +62,9 @@ def sft(a):
                   memory=round(ours["peak_gb"] / peer["peak_gb"], 2))
     print(f"against {peer['name']}: {ratios['throughput']} times the supervised tokens a second (fastest steps {ratios['throughput_of_best']}), {ratios['memory']} of its memory")
     print(f"floor {floor['floor_s']} s a step at {floor['peak_tflops']} TFLOP/s of bf16 matmul; ours takes {round(ours['step_s'] / floor['floor_s'], 1)} times that")
-    return dict(rows=rows, ratios=ratios, floor=floor, runs=runs)
+    spent = child("ours_sft.py", "--steps", 4, "--profile")
+    print("where our time goes: " + ", ".join(f"{share:.0%} {kind}" for kind, share in spent.items()))
+    return dict(rows=rows, ratios=ratios, floor=floor, spent=spent, runs=runs)
 
 
 BENCHES = dict(startup=startup, sft=sft)
