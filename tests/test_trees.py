@@ -298,3 +298,20 @@ def test_trees_equal_plain_rows_on_smollm2():
     a = torch.autograd.grad(sum(w.sum() for w in by_hand(model, trees[:2], grad=True)), weights)
     b = torch.autograd.grad(reply_logps(model, pack(trees[:2]))[0].sum(), weights)
     for x, y in zip(a, b): assert (x - y).abs().max() < 1e-3*x.abs().max()  # plain float32 itself is 1e-4 from float64 here, ours 6e-6
+
+
+def test_collator_in_a_data_loader():
+    "Each batch holds its own trees' log-probabilities, whatever the loader put together."
+    from torch.utils.data import DataLoader
+
+    from ftcourse.data.batches import Tree
+    from ftcourse.models import load
+    from ftcourse.tune.trees import tree_collator
+    model, _ = load("tiny")
+    trees = [Tree((5, 6, 7, i), ((8, i, 9),), ((1, 1, 1),), i) for i in range(10, 15)]
+    alone = [model(torch.tensor([t.prompt_ids + t.replies[0]])).logits[0, 3:-1].log_softmax(-1) for t in trees]
+    for batch in DataLoader(trees, batch_size=2, collate_fn=tree_collator(model)):
+        logps, _ = reply_logps(model, batch)
+        for got, row in zip(logps, batch.rows):
+            expected = alone[row - 10][range(3), list(trees[row - 10].replies[0])]
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
