@@ -60,4 +60,4 @@ def test_reply_logps_equal_trls():
         else:
             for name, side in (("trl", 0), ("ours", 1)): far[name] = torch.cat([(p[side] - e).abs() for p, e in zip(pairs, exact)]).mean().item()
     print(far)
-    assert far["ours"] <= far["trl"] * 1.02, far  # two roundings of the same size: the margin is for which of them rounds luckily
+    assert far["ours"] <= far["trl"], far

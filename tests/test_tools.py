@@ -41,3 +41,9 @@ def test_stamp_follows_imports(tmp_path, monkeypatch):
     assert notebooks.stamp(nb) == before
     (package / "b.py").write_text("def f():\n    'says'\n    return 2")
     assert notebooks.stamp(nb) != before
+
+
+def test_stamp_follows_what_the_package_imports_late():
+    "`from ftcourse import finetune` is an import of ftcourse.tune.sft."
+    assert notebooks._module_file("ftcourse.finetune") == notebooks._module_file("ftcourse.tune.sft") is not None
+    assert notebooks._module_file("ftcourse.nothing") is None and notebooks._module_file("torch.nn") is None

@@ -95,10 +95,18 @@ def _imports(source, package):
             yield from [module, *(f"{module}.{a.name}" for a in node.names)]
 
 
+def _lazy():
+    "{name: module} of what the package itself imports when it is asked for, read from its __init__.py."
+    init = ROOT / SETTINGS["lib_path"] / "__init__.py"
+    tree = ast.parse(init.read_text(encoding="utf-8") if init.exists() else "")
+    return next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "_LAZY"), {})
+
+
 def _module_file(name):
-    "The file of module `name` of this library, or None."
-    if name.split(".")[0] != SETTINGS["lib_name"]: return None
-    f = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    "The file of module `name` of this library, or of the module that the package takes `name` from; None for anything else."
+    package, _, rest = name.partition(".")
+    if package != SETTINGS["lib_name"]: return None
+    f = ROOT.joinpath(*_lazy().get(rest, name).split(".")).with_suffix(".py")
     return f if f.exists() else None
 
 
@@ -116,7 +124,7 @@ def stamp(nb):
         file = _module_file(name)
         if file is None or name in seen: continue
         seen.add(name)
-        todo += _imports(file.read_text(encoding="utf-8"), name.rpartition(".")[0])
+        todo += _imports(file.read_text(encoding="utf-8"), ".".join(file.relative_to(ROOT).parts[:-1]))
     parts += [_meaning(_module_file(n).read_text(encoding="utf-8")) for n in sorted(seen)]
     parts += [f.read_text(encoding="utf-8") for f in sorted((ROOT / "data" / "results").glob("*.json")) if f.name in code_of(nb)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -16,6 +16,11 @@ from ..exercises import exercise
 _log = logging.getLogger("ftcourse")
 
 # %% ../../nbs/3_tune/trees.ipynb #6c2d2865
+def _own_logit(h, weight, bias, y):
+    "(c, 1) the target's logit in float32: the one number of the row that 16 bits must not round."
+    own = (h.float()*weight[y[:, 0]].float()).sum(-1, keepdim=True)
+    return own if bias is None else own + bias[y].float()
+
 def _logp_and_jacobian(h, weight, bias, targets, scale, cap, chunk, jacobian):
     "log p(target) of each hidden state, and its gradient by the hidden state, a chunk of tokens at a time."
     logps = torch.empty(len(h), dtype=torch.float64 if h.dtype == torch.float64 else torch.float32, device=h.device)
@@ -23,8 +28,7 @@ def _logp_and_jacobian(h, weight, bias, targets, scale, cap, chunk, jacobian):
     for i in range(0, len(h), chunk):
         y = targets[i:i+chunk, None]
         z = F.linear(h[i:i+chunk], weight, bias).to(logps.dtype)   # (c, V): float32 after the matmul (#56)
-        own = (h[i:i+chunk].to(z.dtype)*weight[y[:, 0]].to(z.dtype)).sum(-1, keepdim=True)  # (c, 1) the target's, never rounded to 16 bits
-        z.scatter_(-1, y, own if bias is None else own + bias[y])
+        if h.dtype != z.dtype: z.scatter_(-1, y, _own_logit(h[i:i+chunk], weight, bias, y))
         if scale != 1: z = z * scale
         if cap: z = torch.tanh(z / cap) * cap
         lse = z.logsumexp(-1, keepdim=True)
@@ -69,8 +73,9 @@ def head_logps(
     chunk:int=256, # tokens whose logits are held at once
 )->Tensor: # (M,) log-probability of each target, in nats, float32
     "log p(target | hidden state), without the logits of more than `chunk` tokens."
-    if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
-        wanted = torch.is_grad_enabled() and h.requires_grad
+    wanted = torch.is_grad_enabled() and h.requires_grad
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if type(head) is nn.Linear and not learns:
         return _FrozenHead.apply(h, head.weight, head.bias, targets, scale, cap, chunk, wanted)
     parts = list(zip(h.split(chunk), targets.split(chunk)))
     if not torch.is_grad_enabled() or len(parts) == 1: return torch.cat([_chunk_logps(x, head, y, scale, cap) for x, y in parts])
