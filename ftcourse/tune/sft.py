@@ -13,7 +13,7 @@ from ..data.formats import row_kind, to_messages
 from ..data.reading import read_rows
 from ..data.sets import load_set
 from ..exercises import exercise
-from ..models import generate, load
+from ..models import _quiet, generate, load
 from .lora import add_lora, save_adapter
 from .trainer import Objective, Run, TreeTrainer
 
@@ -42,12 +42,15 @@ def constant_system(
     return firsts.pop() if len(firsts) == 1 else None
 
 # %% ../../nbs/3_tune/sft.ipynb #3f60236f
+def _is_set(data): return isinstance(data, str) and not Path(data).exists() and not Path(data).suffix # a name, not a file
+
+
 def sft_rows(
     data, # the course's set by name, a path, a list of dicts or a datasets.Dataset
     split:str="train", # of a set by name
 )->list: # of rows with `messages`, or `prompt` and `completion`
     "Rows to fine-tune on, whatever they came as. ValueError says which row can't be used and why."
-    if isinstance(data, str) and not Path(data).exists() and not Path(data).suffix: rows = load_set(data, split)
+    if _is_set(data): rows = load_set(data, split)
     else: rows = list(read_rows(data))
     if not rows: raise ValueError("sft_rows: there are no rows to fine-tune on.")
     return [_one_row(row, i) for i, row in enumerate(rows)]
@@ -62,14 +65,6 @@ def _one_row(row, i):
                      "`prompt` and `completion`, `text` and `target`, Alpaca or ShareGPT rows.")
 
 # %% ../../nbs/3_tune/sft.ipynb #7a4ed8c3
-def _save_whole(model, folder): # without transformers' progress bar
-    from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try: model.save_pretrained(folder)
-    finally: logging.enable_progress_bar() if shown else None
-
-
 class Bot:
     "A fine-tuned model with its tokenizer and the system message it was trained under."
     def __init__(self, model, tokenizer, system=None, out=None, history=()):
@@ -101,7 +96,8 @@ class Bot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if any(n.endswith(".A") for n, _ in self.model.named_parameters()): save_adapter(self.model, folder)
-        else: _save_whole(self.model, folder)
+        else:
+            with _quiet(): self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (folder/"ftcourse.json").write_text(json.dumps({"system": self.system}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         return folder
@@ -133,9 +129,8 @@ def finetune(
               patience=patience, eval_every=eval_every, save_every=save_every, report_to=report_to, progress=progress)
     if max_len is not None and max_len < 2: raise ValueError(f"finetune: max_len={max_len}, but a row has at least 2 tokens.")
     if method not in ("lora", "full"): raise ValueError(f"finetune: method={method!r}, but there are 'lora' and 'full'.")
-    is_set = isinstance(data, str) and not Path(data).exists() and not Path(data).suffix
     rows = sft_rows(data)
-    eval_rows = sft_rows(eval_data, "validation") if eval_data is not None else sft_rows(data, "validation") if is_set and data == "emojibot" else []
+    eval_rows = sft_rows(eval_data, "validation") if eval_data is not None else sft_rows(data, "validation") if data == "emojibot" and _is_set(data) else []
     name = model if isinstance(model, (str, Path)) else getattr(model[0], "name_or_path", "model")
     model, tokenizer = load(model, device=device, dtype=dtype) if isinstance(model, (str, Path)) else model
     limit = min(filter(None, (max_len, getattr(model.config, "max_position_embeddings", None))), default=None)

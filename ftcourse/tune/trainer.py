@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from .. import __version__
 from ..data.batches import TreeBatch
 from ..exercises import exercise
+from .loop import early_stop
 from .lora import LoRALinear, lora_state, save_adapter
 from .trees import batch_trees, reply_logps
 
@@ -341,7 +342,7 @@ class _Flow(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         losses = [h["eval_loss"] for h in state.log_history if "eval_loss" in h]
-        if self.trainer.run.patience and len(losses) - 1 - losses.index(min(losses)) >= self.trainer.run.patience:
+        if self.trainer.run.patience and early_stop(losses, self.trainer.run.patience):
             control.should_training_stop = True
         return control
 
