@@ -78,10 +78,16 @@ def _watch(process, folder, total):
     with tqdm(total=total, unit="B", unit_scale=True, desc="fetching the model", leave=False) as bar:
         while process.poll() is None:
             time.sleep(0.2)
-            sizes = []
-            for f in Path(folder).rglob("*"):
-                with contextlib.suppress(OSError): sizes.append(f.stat().st_size if f.is_file() else 0)
-            bar.update(min(sum(sizes), total) - bar.n)
+            bar.update(min(_bytes_in(folder), total) - bar.n)
+
+
+def _bytes_in(folder):
+    "Bytes of the files below `folder`, of which any may go while we look: pip makes and removes some."
+    sizes = []
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError): sizes.append(os.path.getsize(os.path.join(at, name)))
+    return sum(sizes)
 
 
 def _download_wheel(folder, wheel=WHEEL, sha256=WHEEL_SHA256):

@@ -439,6 +439,19 @@ def test_killed_while_making_is_never_opened(home, monkeypatch):
     assert load("smollm2-135m", device="cpu")[0].num_parameters() == 238_080 and leftovers(home) == ["smollm2-135m"]
 
 
+def test_sizes_are_counted_while_folders_vanish(tmp_path, monkeypatch):
+    "pip makes folders and removes them while we look: what is gone between seeing and entering it is left out."
+    for name in ("a", "b"): (tmp_path / name).mkdir(); (tmp_path / name / "part").write_bytes(b"x" * 10)
+    (tmp_path / "whole").write_bytes(b"x" * 5)
+    scandir = os.scandir
+
+    def gone(path):
+        if Path(path).name == "a": raise FileNotFoundError(path)
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", gone)
+    assert M._bytes_in(tmp_path) == 15
+
+
 # --- the real one ---------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.real
