@@ -1,11 +1,11 @@
 __version__ = "0.1.0"
 
-_LAZY = {"load": "ftcourse.models", "finetune": "ftcourse.tune.sft"}
+_LAZY = {"load": "ftcourse.models", "finetune": "ftcourse.tune.sft", "prefer": "ftcourse.align.prefer"}
 __all__ = sorted(_LAZY)
 
 
 def __getattr__(name):
-    "`load` and `finetune` are imported when they are asked for: `import ftcourse` alone imports no torch."
+    "`load`, `finetune` and `prefer` are imported when they are asked for: `import ftcourse` alone imports no torch."
     if name not in _LAZY: raise AttributeError(f"module 'ftcourse' has no attribute {name!r}")
     from importlib import import_module
     value = globals()[name] = getattr(import_module(_LAZY[name]), name)

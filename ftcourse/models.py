@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'WHEEL_BYTES', 'HEADS', 'PROBES', 'fast', 'course_model', 'cache_dir', 'pick_device',
-           'pick_dtype', 'load', 'left_pad', 'generate', 'chat', 'candidate_logps', 'families', 'run_probes']
+           'pick_dtype', 'load', 'left_pad', 'generate', 'sample_ids', 'chat', 'candidate_logps', 'families',
+           'run_probes']
 
 # %% ../nbs/1_start/models.ipynb #7bed26cb
 import contextlib, copy, hashlib, inspect, os, shutil, subprocess, sys, tempfile, threading, time, zipfile
@@ -249,13 +250,14 @@ class _Answer:
 
     def __init__(self, index, tokenizer, stop, stream, seed):
         self.index, self.tokenizer, self.stop, self.stream = index, tokenizer, stop, stream
-        self.ids, self.text, self.shown, self.done = [], "", 0, False
+        self.ids, self.end, self.text, self.shown, self.done = [], [], "", 0, False
         self.generator = torch.Generator().manual_seed(seed + index)
 
     def add(self, i, stop_ids, last):
         "Take the token `i`; `last`: there is no room for more."
         self.done = last or i in stop_ids
-        if i not in stop_ids: self.ids.append(i)
+        if i in stop_ids: self.end = [i]
+        else: self.ids.append(i)
         if self.stop or self.stream or self.done: self._read()
 
     def _read(self):
@@ -363,6 +365,19 @@ def _check_generate(model, rows, max_new_tokens, batch_size):
                          "was made for. Shorten the prompt or ask for fewer tokens.")
 
 
+def _answers(model, tokenizer, rows, max_new_tokens, temperature, seed, batch_size, stop=(), stream=None):
+    "The answers to rows of ids, in their order."
+    _check_generate(model, rows, max_new_tokens, batch_size)
+    answers = [_Answer(i, tokenizer, stop, stream, seed) for i in range(len(rows))]
+    order, stop_ids = sorted(range(len(rows)), key=lambda i: len(rows[i])), _stop_ids(model, tokenizer)  # like lengths together: little filling
+    with _evaluating(model):
+        prefix = _prefill(model, rows)
+        for start in range(0, len(order), batch_size):
+            part = order[start:start + batch_size]
+            _answer_batch(model, [rows[i] for i in part], [answers[i] for i in part], prefix, max_new_tokens, temperature, stop_ids)
+    return answers
+
+
 def generate(
     model,  # a causal language model
     tokenizer,  # its own tokenizer
@@ -377,17 +392,22 @@ def generate(
     "Answers of a model, batch by batch; an answer ends at the end-of-turn or eos token, which it doesn't hold."
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], dict)): prompts = [prompts]
     if not len(prompts): return []
+    rows, stop = [_encode_prompt(tokenizer, p) for p in prompts], [stop] if isinstance(stop, str) else list(stop or [])
+    return [a.text for a in _answers(model, tokenizer, rows, max_new_tokens, temperature, seed, batch_size, stop, stream)]
+
+
+def sample_ids(
+    model,  # a causal language model
+    tokenizer,  # its own tokenizer
+    prompts:list,  # texts to go on with, or chats
+    max_new_tokens:int=64,  # tokens per reply, at most
+    temperature:float=1.0,  # 1: from the model's own distribution
+    seed:int=0,  # prompt i draws with the seed `seed + i`
+    batch_size:int=32,  # prompts at a time
+)->list:  # one (prompt ids, reply ids) a prompt, in the order given; a reply that ended holds its end token
+    "Replies as the ids that were drawn, to be scored by the probability they were drawn with."
     rows = [_encode_prompt(tokenizer, p) for p in prompts]
-    _check_generate(model, rows, max_new_tokens, batch_size)
-    stop = [stop] if isinstance(stop, str) else list(stop or [])
-    answers = [_Answer(i, tokenizer, stop, stream, seed) for i in range(len(rows))]
-    order, stop_ids = sorted(range(len(rows)), key=lambda i: len(rows[i])), _stop_ids(model, tokenizer)  # like lengths together: little filling
-    with _evaluating(model):
-        prefix = _prefill(model, rows)
-        for start in range(0, len(order), batch_size):
-            part = order[start:start + batch_size]
-            _answer_batch(model, [rows[i] for i in part], [answers[i] for i in part], prefix, max_new_tokens, temperature, stop_ids)
-    return [a.text for a in answers]
+    return [(tuple(r), tuple(a.ids + a.end)) for r, a in zip(rows, _answers(model, tokenizer, rows, max_new_tokens, temperature, seed, batch_size))]
 
 # %% ../nbs/1_start/models.ipynb #3e530e1a
 def chat(

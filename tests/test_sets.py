@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from ftcourse.data import sets
-from ftcourse.data.sets import (EMOJI_SYSTEM, INSTRUCTGPT_MIX, data_dir, distinct_share, emoji_codes, kind_of_use, load_set, mean_hidden, nearest, score_emojibot, word_ngrams)
+from ftcourse.data.sets import (EMOJI_SYSTEM, INSTRUCTGPT_MIX, NO_CODE, data_dir, distinct_share, emoji_codes, kind_of_use, load_set, mean_hidden, n_codes, nearest, score_emojibot, word_ngrams)
 
 PUBLISHED = {  # first 16 digits of the sha256 of each file as published
     "instructions/instructions-1100.json": "7e09a9af353722ca", "preferences/preferences-1100.json": "305315abf14f65fa", "gsm8k/gsm8k-test.jsonl": "3730d312f6e34405", "humaneval/HumanEval.jsonl.gz": "b796127e635a67f9",
@@ -33,6 +33,9 @@ def test_card_counts_are_true():
         n = len(load_set("emojibot", split))
         assert f"`{split}.jsonl` | {n:,}" in card
     assert f"| {len(emoji_codes())} codes |" in card
+    for split in ("preferences", "preferences_test"):
+        kinds = [r["kind"] for r in load_set("emojibot", split)]
+        assert f"`{split}.jsonl` | {len(kinds)} pairs: {kinds.count('one_code')} `one_code`, {kinds.count('no_code')} `no_code` |" in card
 
 
 def test_sets_are_small_enough_for_the_wheel():
@@ -104,10 +107,13 @@ def test_stories_of_the_sources():
     assert rows["A huge fire destroyed the koalas' habitat."] == "(sadkoala)"
 
 
+def runs(text):
+    "The runs of five and of three words, by plain string work, not by the package's n-grams."
+    words = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
+    return {" ".join(words[i:i + 5]) for i in range(len(words) - 4)}, {" ".join(words[i:i + 3]) for i in range(len(words) - 2)}
+
+
 def test_no_run_of_five_words_is_shared_with_the_test_set():
-    def runs(text):  # by plain string work, not by the package's n-grams
-        words = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
-        return {" ".join(words[i:i + 5]) for i in range(len(words) - 4)}, {" ".join(words[i:i + 3]) for i in range(len(words) - 2)}
     known = [runs(_message(r)) for s in ("train", "validation") for r in load_set("emojibot", s)]
     for row in load_set("emojibot", "test"):
         five, three = runs(_message(row))
@@ -144,6 +150,52 @@ def test_rows_go_into_datasets_and_back():
     import datasets
     rows = load_set("emojibot", "validation")
     assert datasets.Dataset.from_list(rows).to_list() == rows
+
+
+# --- pairs ----------------------------------------------------------------------------------------------
+def asks(row): return row["prompt"][1]["content"]
+
+
+@pytest.mark.parametrize("split,source", [("preferences", "train"), ("preferences_test", "test")])
+def test_pairs(split, source):
+    rows, codes = load_set("emojibot", split), emoji_codes()
+    known = {_message(r): r["acceptable"] for r in load_set("emojibot", source)}
+    for row in rows:
+        assert list(row) == ["prompt", "chosen", "rejected", "kind"]
+        assert [m["role"] for m in row["prompt"] + row["chosen"] + row["rejected"]] == ["system", "user", "assistant", "assistant"]
+        assert row["prompt"][0]["content"] == EMOJI_SYSTEM
+        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        if row["kind"] == "one_code":
+            assert known[asks(row)] == [chosen]
+            first, *others = rejected.split(" ")
+            assert first == chosen and len({chosen, *others}) == 3 and set(others) <= set(codes)
+        else:
+            assert row["kind"] == "no_code" and asks(row) not in known
+            assert chosen == NO_CODE == "No emoji fits that." and rejected[0] + rejected[-1] == "()" and rejected[1:-1].isalpha()
+    assert len({asks(r) for r in rows}) == len(rows)
+    assert len({r["chosen"][0]["content"] for r in rows if r["kind"] == "one_code"}) == (len(codes) if source == "train" else 40)
+
+
+def test_pairs_to_train_on_hold_nothing_of_those_to_test_on():
+    from ftcourse.cli import OTHER_PROMPTS
+    tested = set().union(*(runs(t)[0] for t in [asks(r) for r in load_set("emojibot", "preferences_test")] + [*OTHER_PROMPTS] + [_message(r) for r in load_set("emojibot", "test")]))
+    trained = [asks(r) for r in load_set("emojibot", "preferences")] + [_message(r) for s in ("train", "validation") for r in load_set("emojibot", s)]
+    assert len(tested) > 300 and not [t for t in trained if runs(t)[0] & tested]
+    assert not {asks(r).lower() for r in load_set("emojibot", "preferences")} & {t.lower() for t in [*OTHER_PROMPTS] + [asks(r) for r in load_set("emojibot", "preferences_test")]}
+
+
+def test_messages_without_a_code_vary():
+    for split in ("preferences", "preferences_test"):
+        rows = [r for r in load_set("emojibot", split) if r["kind"] == "no_code"]
+        openings = [tuple(asks(r).lower().split()[:2]) for r in rows]
+        assert max(openings.count(o) for o in openings) <= 4 and distinct_share([asks(r) for r in rows]) > 0.95
+        wrong = [r["rejected"][0]["content"] for r in rows]
+        assert max(wrong.count(w) for w in wrong) <= 5 and sum(w not in emoji_codes() for w in wrong) <= 0.1 * len(wrong)
+
+
+@pytest.mark.parametrize("answer,n", [("(tired)", 1), ("(tired) (sun) (bug)", 3), ("(ok)(ok)", 2), ("(calculator)", 1), (NO_CODE, 0), ("", 0), ("()", 0), ("(Tired)", 0), ("tired", 0), ("408", 0),
+                                      ("The answer is 408.", 0), ("( ok )", 0), ("Say (hi) to all", 1), ("(ok) 😴", 1)])
+def test_number_of_codes(answer, n): assert n_codes(answer) == n
 
 
 # --- score ----------------------------------------------------------------------------------------------

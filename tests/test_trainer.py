@@ -14,7 +14,7 @@ from ftcourse.tune.lora import add_lora, lora_parameters, lora_state
 from ftcourse.tune.trainer import EpochBatches, Interrupted, Objective, Run, TreeTrainer, checkpoints, rate
 
 ROOT = Path(__file__).resolve().parent.parent
-OBJECTIVE = Objective("sft", lambda logps, mask, batch: (-(logps*mask).sum(), {}), lambda batch: batch.n_tokens)
+OBJECTIVE = Objective("sft", lambda logps, mask, batch: (-(logps*mask).sum(), {}), lambda batch: batch.n_tokens, unit="nats per token", accuracy=True)
 QUIET = dict(progress=False, warmup=0.0, schedule="constant")
 
 

@@ -5,7 +5,7 @@ __all__ = ['Objective', 'Scorer', 'EpochBatches', 'rate', 'Run', 'versions', 'ch
            'load_trained', 'plot_curves', 'Interrupted', 'TreeTrainer']
 
 # %% ../../nbs/3_tune/trainer.ipynb #0eb4d72c
-import hashlib, io, json, logging, math, os, shutil, signal, sys, tempfile, threading, time
+import io, json, logging, math, os, shutil, signal, sys, tempfile, threading, time
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +16,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # transformers' Traine
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from .. import __version__
-from ..data.batches import TreeBatch
+from ..data.batches import TreeBatch, digest
 from ..exercises import exercise
 from .loop import early_stop
-from .lora import LoRALinear, lora_state, save_adapter
+from .lora import LoRALinear, adapters_off, has_lora, lora_state, save_adapter
 from .trees import batch_trees, reply_logps
 
 # %% ../../nbs/3_tune/trainer.ipynb #60c68a72
@@ -27,8 +27,11 @@ from .trees import batch_trees, reply_logps
 class Objective:
     "What to minimise: the sum of `total` over all batches of a step, divided by the sum of `count` over the same batches."
     name: str # for logs
-    total: object # (token_logps, reply_mask, batch) -> (summed loss, {metric: sum over what is counted})
+    total: object # (token_logps, reply_mask, batch) -> (summed loss, {metric: sum over what is counted, or (sum, of how many)})
     count: object # batch -> int, what the sum is divided by: tokens for SFT, pairs for DPO
+    reference: bool = False # whether it reads batch.ref_logps, the replies' log-probabilities under the untuned model
+    unit: str = "" # of the loss, for plots
+    accuracy: bool = False # whether validation counts the tokens that the model would have chosen itself
 
 # %% ../../nbs/3_tune/trainer.ipynb #4de5a159
 class _Watched(nn.Module):
@@ -223,9 +226,6 @@ def _trained(model): # {name: parameter} of what is trained and isn't in the ada
     return {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in lora}
 
 
-def _has_lora(model): return any(isinstance(m, LoRALinear) for m in model.modules())
-
-
 def save_trained(
     model:nn.Module,
     folder, # made if missing
@@ -233,7 +233,7 @@ def save_trained(
     "Write what is trained: the adapter in PEFT's format, other trained weights in trained.safetensors; all float32."
     from safetensors.torch import save_file
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if _has_lora(model): save_adapter(model, folder)
+    if has_lora(model): save_adapter(model, folder)
     if rest := {n: p.detach().cpu().contiguous() for n, p in _trained(model).items()}: save_file(rest, Path(folder)/"trained.safetensors")
 
 # %% ../../nbs/3_tune/trainer.ipynb #e097a295
@@ -244,7 +244,7 @@ def load_trained(
 ):
     "Put saved weights back in place, bit for bit."
     from safetensors.torch import load_file
-    places = [("adapter_model.safetensors", lora_state(model))] if _has_lora(model) else []
+    places = [("adapter_model.safetensors", lora_state(model))] if has_lora(model) else []
     if rest := _trained(model): places.append(("trained.safetensors", rest))
     for name, state in places:
         saved = load_file(Path(folder)/name)
@@ -257,6 +257,7 @@ def plot_curves(
     history:list, # log entries: dicts with "step" and "loss" or "eval_loss"
     path=None, # a picture to write
     ax=None, # None: a new figure of 4 x 2.5 in
+    unit:str="nats per token", # of the loss
 ): # the axis
     "Training loss, smoothed over it, and validation loss by step."
     from matplotlib.figure import Figure
@@ -265,7 +266,7 @@ def plot_curves(
     evals = [(h["step"], h["eval_loss"]) for h in history if "eval_loss" in h]
     if train: ax.plot(*zip(*train), lw=.8, alpha=.6, label="training")
     if evals: ax.plot(*zip(*evals), marker="o", ms=3, label="validation")
-    ax.set(xlabel="step", ylabel="loss (nats per token)")
+    ax.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
     ax.xaxis.get_major_locator().set_params(integer=True)
     if train or evals: ax.legend(frameon=False)
     if path is not None: ax.figure.savefig(path)
@@ -307,7 +308,7 @@ class _Show(TrainerCallback):
     def draw(self, state):
         from IPython.display import Image, display
         picture = io.BytesIO()
-        plot_curves(state.log_history, picture)
+        plot_curves(state.log_history, picture, unit=self.trainer.objective.unit)
         shown = Image(picture.getvalue(), width=400)
         if self.handle is None: self.handle = display(shown, display_id=True)
         else: self.handle.update(shown)
@@ -375,11 +376,18 @@ class _Data:
 class _Step:
     "One micro-batch forward and backward."
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        token_logps, reply_mask = model(inputs.batch)
-        total, metrics = self.objective.total(token_logps, reply_mask, inputs.batch)
+        batch = self._with_reference(inputs.batch)
+        token_logps, reply_mask = model(batch)
+        total, metrics = self.objective.total(token_logps, reply_mask, batch)
         self._note(metrics, inputs)
         loss = total*(inputs.weight*self.args.world_size/num_items_in_batch) # DDP will take the mean over processes
         return (loss, (token_logps, reply_mask)) if return_outputs else loss
+
+    @torch.no_grad()
+    def _with_reference(self, batch): # what no cache holds is asked of the same model, its adapters off
+        if not self.objective.reference or batch.ref_logps is not None: return batch
+        with adapters_off(self.model.model): token_logps, _ = self.model_wrapped(batch)
+        return replace(batch, ref_logps=token_logps.sum(1))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not num_items_in_batch: raise ValueError(f"{self.objective.name}: nothing counts in rows {list(inputs.batch.rows)}.")
@@ -389,10 +397,8 @@ class _Step:
         return loss
 
     def _note(self, metrics, micro): # sums for the log, without waiting for the device
-        w = self._window
-        for k, v in (metrics or {}).items(): w[k] = w.get(k, 0) + (v.detach() if isinstance(v, Tensor) else v)*micro.weight
-        w["count"] = w.get("count", 0) + micro.count
-        w["tokens"] = w.get("tokens", 0) + micro.n_packed
+        self._window.add(metrics, micro.count, micro.weight)
+        self._tokens += micro.n_packed
 
 # %% ../../nbs/3_tune/trainer.ipynb #2868cefd
 class _Guard:
@@ -423,6 +429,24 @@ class _Guard:
             "look at these rows.")
 
 # %% ../../nbs/3_tune/trainer.ipynb #d5605052
+class _Means:
+    "Means of metrics over batches: each one's sum, and what to divide it by, wait until they are asked for."
+    def __init__(self): self.sums, self.counts = {}, {}
+
+    def add(self, metrics, count, weight=1.0):
+        for name, value in metrics.items():
+            value, n = value if isinstance(value, tuple) else (value, count)
+            self.sums[name] = self.sums.get(name, 0) + (value.detach() if isinstance(value, Tensor) else value)*weight
+            self.counts[name] = self.counts.get(name, 0) + n*weight
+
+    def result(self, over_processes): # a metric of which nothing was counted is left out
+        if not self.sums: return {}
+        device = next((v.device for v in self.sums.values() if isinstance(v, Tensor)), None)
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in (*self.sums.values(), *self.counts.values())])
+        sums, counts = over_processes(values).view(2, -1).tolist()
+        return {name: s/n for name, s, n in zip(self.sums, sums, counts) if n}
+
+
 class _Log:
     "Means of what was summed since the last log; loss and accuracy on held-out trees."
     def log(self, logs, start_time=None):
@@ -430,34 +454,31 @@ class _Log:
         super().log(logs, start_time)
 
     def _window_means(self):
-        w, now = self._window, time.perf_counter()
-        names = sorted(k for k in w if k not in ("count", "tokens"))
-        values = torch.stack([torch.as_tensor(w.get(k, 0), dtype=torch.float32, device=self.args.device) for k in ("count", "tokens", *names)])
-        if self.args.world_size > 1: values = self.accelerator.reduce(values)
-        count, tokens, *sums = values.tolist()
-        seconds, self._window, self._since = now - self._since, {}, now
-        return {**{k: s/max(count, 1) for k, s in zip(names, sums)}, "tokens_per_s": round(tokens/max(seconds, 1e-9), 1)}
+        now, tokens = time.perf_counter(), self._over_processes(torch.tensor(float(self._tokens), device=self.args.device)).item()
+        seconds, means = now - self._since, self._window.result(self._over_processes)
+        self._window, self._tokens, self._since = _Means(), 0, now
+        return {**means, "tokens_per_s": round(tokens/max(seconds, 1e-9), 1)}
+
+    def _over_processes(self, values): return self.accelerator.reduce(values) if self.args.world_size > 1 else values
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Loss and metrics on trees: sums over all of them divided once, so that neither batch nor order matters."
         started, trees = time.perf_counter(), list(eval_dataset) if eval_dataset is not None else self.eval_trees
         if not trees: raise ValueError("TreeTrainer.evaluate: there are no eval_trees.")
-        model, sums, n, collate = self.model_wrapped, {}, 0, self._collate(trees)
+        model, means, collate = self.model_wrapped, _Means(), self._collate(trees)
         model.eval()
         size, rank, world = self.args.per_device_eval_batch_size, self.args.process_index, self.args.world_size
         for i in range(0, len(trees), size*world):
             rows = list(range(len(trees)))[i:i+size*world]
             micro = self._prepare_inputs(collate(rows[rank::world] or [~rows[0]]))
-            token_logps, reply_mask, hits = model(micro.batch, hits=True)
-            total, metrics = self.objective.total(token_logps, reply_mask, micro.batch)
-            for k, v in {"loss": total, "token_accuracy": hits*(micro.count/max(1, micro.batch.n_tokens)), **(metrics or {})}.items():
-                sums[k] = sums.get(k, 0) + v*micro.weight
-            n += micro.count
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.args.device) for v in (n, *sums.values())])
-        if world > 1: values = self.accelerator.reduce(values)
-        n, *sums_ = values.tolist()
-        metrics = {f"{metric_key_prefix}_{k}": v/n for k, v in zip(sums, sums_)} | {f"{metric_key_prefix}_seconds": round(time.perf_counter() - started, 3)}
+            batch = self._with_reference(micro.batch)
+            token_logps, reply_mask, *hits = model(batch, hits=self.objective.accuracy)
+            total, metrics = self.objective.total(token_logps, reply_mask, batch)
+            if hits: metrics = {"token_accuracy": hits[0]*(micro.count/max(1, batch.n_tokens)), **metrics}
+            means.add({"loss": total, **metrics}, micro.count, micro.weight)
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in means.result(self._over_processes).items()}
+        metrics[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - started, 3)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since = time.perf_counter() if not hasattr(self, "_since") else self._since + time.perf_counter() - started # evaluating is no training time
@@ -504,11 +525,9 @@ class _Folder:
     "Opens the run folder: a new run, or an old one to go on with."
     def _settings(self): # what must be the same for a resumed run to be the same run
         free = {"report_to", "progress", "keep", "save_every"}
-        data = hashlib.sha256()
-        for t in self.train_trees: data.update(repr((t.prompt_ids, t.replies, t.masks)).encode())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return {"objective": self.objective.name, **{k: v for k, v in asdict(self.run).items() if k not in free},
-                "n_steps": self.n_steps, "n_rows": len(self.train_trees), "data_sha256": data.hexdigest()[:16], "n_trained": trained, "world_size": self.args.world_size}
+                "n_steps": self.n_steps, "n_rows": len(self.train_trees), "data_sha256": digest(self.train_trees), "n_trained": trained, "world_size": self.args.world_size}
 
     def _open_folder(self, resume, overwrite):
         "The checkpoint to go on from, or None; the folder's config.json and versions.json are written."
@@ -590,7 +609,7 @@ class TreeTrainer(_Data, _Step, _Guard, _Log, _Checkpoints, _Folder, Trainer):
         for c in (_Flow(self), self.show): self.add_callback(c)
         self.batches = EpochBatches(len(self.train_trees), run.batch_size, run.seed, args.process_index, args.world_size)
         self.asked_to_stop, self.interrupted, self._staging, self._skipped = None, False, False, 0
-        self._window = {} # sums since the last log
+        self._window, self._tokens = _Means(), 0 # since the last log
         self._step_rows, self._step_losses = [], []
     def fit(self,
         resume:bool=False, # go on from the last complete checkpoint in `out`, if there is one
@@ -615,7 +634,7 @@ class TreeTrainer(_Data, _Step, _Guard, _Log, _Checkpoints, _Folder, Trainer):
         if self.args.should_save:
             if self.is_temporary: shutil.rmtree(self.out, ignore_errors=True)
             else:
-                plot_curves(history, self.out/"curves.png")
+                plot_curves(history, self.out/"curves.png", unit=self.objective.unit)
                 _write_json(self.out/"config.json", {**json.loads((self.out/"config.json").read_text(encoding="utf-8")), "finished": True})
         return history
 
