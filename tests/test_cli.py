@@ -176,7 +176,7 @@ def test_demo_writes_the_figures_of_the_issue():
     assert code == 0, err
     figures = json.loads(Path("demo/figures.json").read_text())
     assert set(figures) == {"systems", "seconds", "peak_gb"} and 0.1 < figures["peak_gb"] < 4 and 0 < figures["seconds"] < 120
-    assert list(figures["systems"]) == ["base", "prompt", "sft", "sft_no_system"]
+    assert list(figures["systems"]) == ["base", "prompt", "sft", "sft_no_system", "dpo"]
     for one in figures["systems"].values():
         assert set(one) == {"format", "acceptable", "leaked", "n", "interval"} and set(one["interval"]) == {"format", "acceptable", "leaked"}
         assert one["n"] == 6 and all(0 <= lo <= one[m] <= hi <= 1 for m, (lo, hi) in one["interval"].items())

@@ -4,7 +4,7 @@ TRL has no loss one could call: the maths sits inside the trainers. So a trainer
 replaced by a table, and its loss of one batch is asked for. The model is a bigram: the logits of the next token are the row of
 a (V, V) table that belongs to the token before. `token_logps` reads the same log-probabilities from the table, without TRL.
 """
-import contextlib, tempfile, warnings
+import contextlib, importlib, tempfile, warnings
 from types import SimpleNamespace
 
 import torch
@@ -50,13 +50,13 @@ def trainer(name, folder, **config):
     import trl
     from datasets import Dataset
     from ftcourse.models import load
-    if name in ("CPO", "ORPO"): trl = __import__(f"trl.experimental.{name.lower()}", fromlist=["x"])
     model, tokenizer = load("tiny")
     row = {"prompt": "a", "completion": " b", "label": True} if name == "KTO" else {"prompt": "a", "chosen": " b", "rejected": " c"}
     rows = Dataset.from_list([row, {**row, "label": False} if name == "KTO" else row])
     ref = {"ref_model": load("tiny")[0]} if name in ("DPO", "KTO") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if name in ("CPO", "ORPO"): trl = importlib.import_module(f"trl.experimental.{name.lower()}")
         args = getattr(trl, name + "Config")(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False, remove_unused_columns=False,
                                              per_device_train_batch_size=2, max_length=64, disable_tqdm=True, **config)
         return getattr(trl, name + "Trainer")(model=model, args=args, train_dataset=rows, processing_class=tokenizer, **ref)

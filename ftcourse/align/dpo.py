@@ -4,13 +4,13 @@
 __all__ = ['optimal_policy', 'fit_policy', 'as_float32', 'check_shapes', 'reduced', 'dpo_margins', 'dpo_loss', 'robust_dpo_loss',
            'implicit_reward']
 
-# %% ../../nbs/4_align/dpo.ipynb #f2bd8094
+# %% ../../nbs/4_align/dpo.ipynb #dc5b7aff
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from ..exercises import exercise
 
-# %% ../../nbs/4_align/dpo.ipynb #fc5c632d
+# %% ../../nbs/4_align/dpo.ipynb #5a23a3bd
 def optimal_policy(
     ref_logps:Tensor, # (N,) log-probability of every possible reply under the reference, nats
     rewards:Tensor, # (N,) reward of every reply
@@ -19,7 +19,7 @@ def optimal_policy(
     "The policy with the largest mean reward - beta*KL(policy‖reference) (Rafailov et al. 2023, eq. 4)."
     return (ref_logps + rewards/beta).log_softmax(-1)
 
-# %% ../../nbs/4_align/dpo.ipynb #80b2bfd5
+# %% ../../nbs/4_align/dpo.ipynb #f180c053
 def fit_policy(
     loss, # function of (N,) log-probabilities, giving ()
     n:int, # number of possible replies
@@ -37,7 +37,7 @@ def fit_policy(
     optimizer.step(closure)
     return logits.detach().log_softmax(-1)
 
-# %% ../../nbs/4_align/dpo.ipynb #fe0ce4a7
+# %% ../../nbs/4_align/dpo.ipynb #f8af22d5
 def as_float32(
     *tensors, # any shapes
 )->tuple: # the same in float32; float64 stays
@@ -63,13 +63,13 @@ def reduced(
     if reduction == "mean": return losses.mean()
     raise ValueError(f"reduction={reduction!r}, but there are 'mean' and 'none'.")
 
-# %% ../../nbs/4_align/dpo.ipynb #ac48e14f
+# %% ../../nbs/4_align/dpo.ipynb #39b97a7a
 def dpo_margins(
     chosen_logps:Tensor, # (B,) log-probability of each chosen reply, summed over its tokens, nats
     rejected_logps:Tensor, # (B,) the same for the rejected replies
     ref_chosen_logps:Tensor, # (B,) chosen replies under the reference
     ref_rejected_logps:Tensor, # (B,) rejected replies under the reference
-    beta:float=0.1, # above 0; nats of reward a nat of log-ratio
+    beta:float=0.1, # above 0; reward for each nat of log-ratio
 )->Tensor: # (B,) implicit reward of the chosen reply minus that of the rejected one
     "What DPO puts into the sigmoid (Rafailov et al. 2023, eq. 6). ValueError for other shapes or beta <= 0."
     tensors = as_float32(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
@@ -78,7 +78,7 @@ def dpo_margins(
     chosen, rejected, ref_chosen, ref_rejected = tensors
     return beta*((chosen - ref_chosen) - (rejected - ref_rejected))
 
-# %% ../../nbs/4_align/dpo.ipynb #d4ed4d3d
+# %% ../../nbs/4_align/dpo.ipynb #a9677306
 def _check_smoothing(name, eps):
     if not 0 <= eps < 0.5:
         raise ValueError(f"{name}: label_smoothing={eps}, but it must be in [0, 0.5): the share of pairs that are the wrong way round.")
@@ -97,7 +97,7 @@ def dpo_loss(
     margins = dpo_margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
     return reduced(-(1 - label_smoothing)*F.logsigmoid(margins) - label_smoothing*F.logsigmoid(-margins), reduction)
 
-# %% ../../nbs/4_align/dpo.ipynb #fa361802
+# %% ../../nbs/4_align/dpo.ipynb #bbb2eebb
 def robust_dpo_loss(
     chosen_logps:Tensor, # (B,) log-probability of each chosen reply, summed over its tokens, nats
     rejected_logps:Tensor, # (B,) the same for the rejected replies
@@ -112,7 +112,7 @@ def robust_dpo_loss(
     eps, margins = label_smoothing, dpo_margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
     return reduced((-(1 - eps)*F.logsigmoid(margins) + eps*F.logsigmoid(-margins))/(1 - 2*eps), reduction)
 
-# %% ../../nbs/4_align/dpo.ipynb #91292384
+# %% ../../nbs/4_align/dpo.ipynb #5784b073
 def implicit_reward(
     logps:Tensor, # (B,) log-probability of each reply, summed over its tokens, nats
     ref_logps:Tensor, # (B,) the same under the reference
@@ -123,7 +123,7 @@ def implicit_reward(
     check_shapes("implicit_reward", logps, ref_logps)
     return beta*(logps - ref_logps)
 
-# %% ../../nbs/4_align/dpo.ipynb #0a1d3eb7
+# %% ../../nbs/4_align/dpo.ipynb #4dfcce67
 def _dpo_1(token_logps, ref_token_logps, reply_mask, beta):
     logratios = ((token_logps - ref_token_logps)*reply_mask).sum(-1)
     return -F.logsigmoid(beta*(logratios[0] - logratios[1]))
@@ -131,11 +131,11 @@ def _dpo_1(token_logps, ref_token_logps, reply_mask, beta):
 @exercise("dpo.1", "Repair broken_1(token_logps, ref_token_logps, reply_mask, beta): the DPO loss of one pair from (2, L) tensors, chosen and rejected, right-padded.",
           hints=["Change the numbers where reply_mask is 0. May the loss change?", "Padding has log-probabilities too, of tokens nobody wrote."], solution=_dpo_1)
 def _check_dpo_1(answer):
-    logps, ref = torch.tensor([[-1., -2., -9.], [-3., -1., -1.]]), torch.tensor([[-2., -2., -1.], [-2., -1., -1.]]) # log-ratios 1, 0, -8 and -1, 0, 0
-    for mask, beta, expected in (([[1, 1, 1], [1, 1, 1]], 1., 6.0024757), ([[1, 1, 0], [1, 1, 1]], 1., .1269280), ([[1, 1, 0], [1, 0, 0]], .5, .3132617), ([[0, 1, 0], [0, 1, 0]], 1., .6931472)):
-        yield f"log-ratios [[1, 0, -8], [-1, 0, 0]], reply_mask={mask}, beta={beta}", expected, answer(logps, ref, torch.tensor(mask), beta)
+    logps, ref = torch.tensor([[-1., -2., -9.], [-3., -1., -1.]]), torch.tensor([[-2., -2., -1.], [-2., -1.5, -3.]])
+    for mask, beta, expected in (([[1, 1, 1], [1, 1, 1]], 1., 8.5002034), ([[1, 1, 0], [1, 1, 1]], 1., .9740770), ([[1, 1, 0], [1, 0, 0]], .5, .3132617), ([[0, 1, 0], [0, 1, 0]], 1., .9740770)):
+        yield f"log-ratios [[1, 0, -8], [-1, 0.5, 2]], reply_mask={mask}, beta={beta}", expected, answer(logps, ref, torch.tensor(mask), beta)
 
-# %% ../../nbs/4_align/dpo.ipynb #a7a26bb0
+# %% ../../nbs/4_align/dpo.ipynb #00df3604
 def _dpo_2(chosen, rejected, ref_chosen, ref_rejected, beta):
     margin = beta*((sum(chosen) - sum(ref_chosen)) - (sum(rejected) - sum(ref_rejected)))
     return F.softplus(torch.tensor(-margin, dtype=torch.float64)).item()
@@ -147,7 +147,7 @@ def _check_dpo_2(answer):
                                  (([-4.], [-1.], [-3.], [-2.]), 1., 2.1269280)):
         yield f"chosen={pair[0]}, rejected={pair[1]}, ref_chosen={pair[2]}, ref_rejected={pair[3]}, beta={beta}", expected, answer(*(list(p) for p in pair), beta)
 
-# %% ../../nbs/4_align/dpo.ipynb #4c48ea3a
+# %% ../../nbs/4_align/dpo.ipynb #aae1be01
 def _dpo_3(logratio, prompts, replies):
     mismatched = [logratio(x, y) for x, y in zip(prompts, replies[-1:] + replies[:-1])]
     return max(0., sum(mismatched)/len(mismatched))

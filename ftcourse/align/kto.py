@@ -4,7 +4,7 @@
 __all__ = ['kto_loss', 'kto_kl', 'mismatch', 'balanced_weights', 'check_weights']
 
 # %% ../../nbs/4_align/kto.ipynb #078749b0
-import random
+import math, random
 from dataclasses import replace
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def _donors(trees, seed):
     for k, i in enumerate(order):
         others = (order[(k + step) % n] for step in range(1, n))
         j = next((j for j in others if trees[j].prompt_ids != trees[i].prompt_ids), None)
-        if j is None: raise ValueError(f"mismatch: all {n} rows ask the same, so no reply belongs to another prompt. KTO needs two different prompts.")
+        if j is None: raise ValueError(f"mismatch: every row has the same prompt ({n} rows), so no reply belongs to another one. KTO needs two different prompts.")
         found[i] = j, k % len(trees[j].replies)
     return found
 
@@ -60,7 +60,7 @@ def mismatch(
     seed:int=0, # same seed, same pairs
     max_len:int=None, # most tokens of a prompt with one reply; a mismatched reply is cut there
 )->list: # of `Tree`s with one more reply, scored NaN
-    "Put a reply of another prompt under every prompt, for KTO's reference point. ValueError where all prompts are the same."
+    "Put a reply of another prompt under every prompt, for KTO's reference point (#77, #78, #85). ValueError where all prompts are the same."
     mixed = []
     for tree, (j, k) in zip(trees, _donors(trees, seed)):
         if len(tree.scores) != len(tree.replies): raise ValueError(f"mismatch: row {tree.row} has no labels. KTO reads rows with `prompt`, `completion` and `label`, or pairs.")
@@ -69,7 +69,7 @@ def mismatch(
                              scores=(*tree.scores, float("nan")), ref_logps=()))
     return mixed
 
-# %% ../../nbs/4_align/kto.ipynb #e8ad9dcf
+# %% ../../nbs/4_align/kto.ipynb #e3730afb
 def balanced_weights(
     n_desirable:int, # good replies in the data
     n_undesirable:int, # bad ones
@@ -88,7 +88,34 @@ def check_weights(
     good, bad = desirable_weight*n_desirable, undesirable_weight*n_undesirable
     ratio = good/bad if bad else float("inf")
     if 1 - 1e-6 <= ratio <= 4/3 + 1e-6: return ratio, None
-    if not (n_desirable and n_undesirable): return ratio, f"{n_desirable} good and {n_undesirable} bad replies: with one kind alone nothing holds the policy back but the loss's own saturation."
+    if not (n_desirable and n_undesirable): return ratio, f"{n_desirable} good and {n_undesirable} bad replies: KTO learns from the difference between both kinds."
     w_d, w_u = balanced_weights(n_desirable, n_undesirable)
     return ratio, (f"good replies weigh {ratio:.2f} times as much as bad ones ({n_desirable} x {desirable_weight:g} against {n_undesirable} x {undesirable_weight:g}); "
                    f"between 1 and 1.33 is advised. desirable_weight={w_d:.3g}, undesirable_weight={w_u:.3g} would make it 1.")
+
+# %% ../../nbs/4_align/kto.ipynb #f48220bf
+def _kto_1(logp, ref_logp, good, z, beta, w_d, w_u):
+    gain = beta*(logp - ref_logp - z)
+    return w_d/(1 + math.exp(gain)) if good else w_u/(1 + math.exp(-gain))
+
+@exercise("kto.1", "Write loss(logp, ref_logp, good, z, beta, w_d, w_u): KTO's loss of one labelled reply, all arguments plain numbers.",
+          hints=["Start with the log-ratio, and subtract z.", "1 - sigma(x) is 1/(1 + e^x).", "For a bad reply the sign inside turns, and the other weight counts."], solution=_kto_1)
+def _check_kto_1(answer):
+    for given, expected in (((-8, -10, True, .5, .5, 1, 1), .3208213), ((-12, -10, False, .5, .5, 1, 1), .2227001), ((-7, -10, False, .5, .5, 1, 3), 2.3318997),
+                            ((-5, -5, True, 0, .1, 4, 1), 2.0), ((-5, -5, False, 2, 1, 2, 1), .1192029)): yield given, expected, answer(*given)
+
+# %% ../../nbs/4_align/kto.ipynb #bd09c74d
+def _kto_2(prompts):
+    n = len(prompts)
+    return [next((i + step) % n for step in range(1, n) if prompts[(i + step) % n] != prompts[i]) for i in range(n)]
+
+@exercise("kto.2", "Write partners(prompts): for each row the number of the next row, in a circle, whose prompt is another one. There are always two different prompts.",
+          hints=["After the last row comes the first: use %.", "Don't stop at the next row; go on while its prompt is the same."], solution=_kto_2)
+def _check_kto_2(answer):
+    for prompts, expected in (("abc", [1, 2, 0]), ("abcde", [1, 2, 3, 4, 0]), ("aab", [2, 2, 0]), ("abba", [1, 3, 3, 1]), ("ab", [1, 0])):
+        yield list(prompts), expected, answer(list(prompts))
+
+# %% ../../nbs/4_align/kto.ipynb #6517709b
+@exercise("kto.3", "With desirable_weight 1 and undesirable_weight 2.25, above which share of good labels is a reply pushed up? Three decimals.",
+          hints=["Look at the sign of the bracket.", "2.25 (1 - p) - p = 0."], solution=0.692, tolerance=1e-3)
+def _check_kto_3(answer): yield "the share p at which the slope is 0", 0.6923077, answer*1.

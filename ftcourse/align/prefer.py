@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['preference_rows', 'preference_trees', 'pairs_of', 'pair_fields', 'pair_metrics', 'objective_settings',
-           'make_objective', 'with_reference', 'no_dropout', 'prefer']
+           'make_objective', 'with_reference', 'no_dropout', 'prefer', 'sampled_kl']
 
 # %% ../../nbs/4_align/prefer.ipynb #c4cb7150
 import hashlib, inspect, json, math
@@ -334,3 +334,20 @@ def prefer(
     trainer = TreeTrainer(model, goal, trees, eval_trees, out, run, tokenizer.pad_token_id or 0, config, go_on)
     history = trainer.fit(resume=resume, overwrite=overwrite)
     return finished(Bot(model, tokenizer, _system(rows), Path(out) if out else None, history), trainer)
+
+# %% ../../nbs/4_align/prefer.ipynb #48b613e2
+@torch.no_grad()
+def sampled_kl(
+    model, # with an adapter: the policy; with its adapter off: the reference
+    tokenizer,
+    prompts:list, # texts or lists of messages
+    max_new_tokens:int=64, # longer replies are cut there, and count so far
+    seed:int=0, batch_size:int=16,
+)->tuple: # mean log-ratio in nats a reply, and its standard error over the prompts
+    "KL(policy‖reference), samples from the policy."
+    drawn = sample_ids(model, tokenizer, prompts, max_new_tokens, seed=seed, batch_size=batch_size)
+    trees = [Tree(prompt, (reply,), ((1,)*len(reply),), i) for i, (prompt, reply) in enumerate(drawn)]
+    logps = _all_logps(model, trees, 0, 2048, False)
+    with adapters_off(model): ref_logps = _all_logps(model, trees, 0, 2048, False)
+    ratios = logps - ref_logps
+    return ratios.mean().item(), (ratios.std()/math.sqrt(len(ratios))).item() if len(ratios) > 1 else math.nan

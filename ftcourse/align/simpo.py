@@ -3,13 +3,15 @@
 # %% auto #0
 __all__ = ['simpo_loss']
 
-# %% ../../nbs/4_align/simpo.ipynb #474b1515
+# %% ../../nbs/4_align/simpo.ipynb #b34e3c5b
+import math
+import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .dpo import as_float32, check_shapes, reduced
+from .dpo import as_float32, check_shapes, dpo_loss, reduced
 from ..exercises import exercise
 
-# %% ../../nbs/4_align/simpo.ipynb #8f5ebb35
+# %% ../../nbs/4_align/simpo.ipynb #3a0cc38a
 def simpo_loss(
     chosen_logps:Tensor, # (B,) log-probability of each chosen reply, summed over its tokens, nats
     rejected_logps:Tensor, # (B,) the same for the rejected replies
@@ -27,3 +29,31 @@ def simpo_loss(
     if (chosen_len < 1).any() or (rejected_len < 1).any(): raise ValueError("simpo_loss: a reply has no tokens, so it has no mean log-probability.")
     margins = beta*(chosen/chosen_len - rejected/rejected_len)
     return reduced(-F.logsigmoid(margins - beta*gamma_ratio), reduction)
+
+# %% ../../nbs/4_align/simpo.ipynb #de21ae9f
+def _simpo_1(chosen_logps, rejected_logps, chosen_len, rejected_len, beta, gamma_ratio):
+    chosen, rejected = chosen_logps/chosen_len, rejected_logps/rejected_len
+    return dpo_loss(chosen, rejected, torch.full_like(chosen, gamma_ratio), torch.zeros_like(rejected), beta)
+
+@exercise("simpo.1", "Write simpo(chosen_logps, rejected_logps, chosen_len, rejected_len, beta, gamma_ratio), the mean SimPO loss of (B,) tensors, by one call of dpo_loss.",
+          hints=["dpo_loss doesn't care whether its numbers are sums or means.", "Write DPO's margin and SimPO's argument of the sigmoid below each other.", "A reference that finds every chosen reply γ/β nats likelier than every rejected one."], solution=_simpo_1)
+def _check_simpo_1(answer):
+    for numbers, beta, ratio, expected in ((([-10.], [-6.], [10.], [4.]), 2., .5, .6931472), (([-10.], [-6.], [10.], [4.]), 2., 0., .3132617), (([-3., -8.], [-3., -2.], [3., 4.], [2., 2.]), 4., .25, 2.6599885)):
+        yield f"chosen_logps={numbers[0]}, rejected_logps={numbers[1]}, chosen_len={numbers[2]}, rejected_len={numbers[3]}, beta={beta}, gamma_ratio={ratio}", expected, answer(*map(torch.tensor, numbers), beta, ratio)
+
+# %% ../../nbs/4_align/simpo.ipynb #1badceff
+def _simpo_2(beta, gamma_ratio): return dict(loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=beta*gamma_ratio)
+
+@exercise("simpo.2", "Write trl_settings(beta, gamma_ratio): loss_type, cpo_alpha, beta and simpo_gamma of TRL's CPOConfig, as a dict, for the same loss.",
+          hints=["TRL divides simpo_gamma by beta.", "cpo_alpha weighs a supervised loss on the chosen reply. SimPO has none."], solution=_simpo_2)
+def _check_simpo_2(answer):
+    for beta, ratio, gamma in ((2., .5, 1.), (2.5, .4, 1.), (10., .25, 2.5), (2., 0., 0.)):
+        yield f"beta={beta}, gamma_ratio={ratio}", dict(loss_type="simpo", cpo_alpha=0., beta=beta, simpo_gamma=gamma), answer(beta, ratio)
+
+# %% ../../nbs/4_align/simpo.ipynb #8afcca20
+def _simpo_3(chosen_mean, rejected_mean, rejected_len): return math.ceil(rejected_len*rejected_mean/chosen_mean) - 1
+
+@exercise("simpo.3", "Write longest(chosen_mean, rejected_mean, rejected_len): the largest whole number of tokens with which a chosen reply of that mean log-probability has a larger sum than the rejected reply.",
+          hints=["A sum is the mean times the length.", "Dividing by a negative number turns the inequality round.", "Equal isn't larger."], solution=_simpo_3)
+def _check_simpo_3(answer):
+    for args, expected in (((-1., -1.5, 10), 14), ((-1., -1.5, 5), 7), ((-2., -1., 6), 2), ((-.5, -.75, 3), 4), ((-4., -1., 4), 0)): yield args, expected, answer(*args)

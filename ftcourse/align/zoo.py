@@ -26,24 +26,28 @@ def ipo_loss(
     return reduced((gaps - 1/(2*tau))**2, reduction)
 
 # %% ../../nbs/4_align/zoo.ipynb #27f20aa1
-def _gaps(name, chosen_logps, rejected_logps):
-    "Chosen minus rejected log-probabilities (B,): the margin of the methods without a reference."
-    chosen_logps, rejected_logps = as_float32(chosen_logps, rejected_logps)
-    check_shapes(name, chosen_logps, rejected_logps)
-    return chosen_logps - rejected_logps
+def _margins(chosen_logps, rejected_logps, beta=1):
+    "DPO's margins (B,) under a reference that gives every reply the same log-probability, 0."
+    return dpo_margins(chosen_logps, rejected_logps, torch.zeros_like(chosen_logps), torch.zeros_like(rejected_logps), beta)
+
+
+def _with_nll(name, losses, nll, weight=1):
+    "losses + weight*nll (B,), where nll is () or (B,)."
+    if nll.dim(): check_shapes(name, losses, nll)
+    return losses + weight*nll
 
 
 def slic_loss(
     chosen_logps:Tensor, # (B,) log-probability of each chosen reply, summed over its tokens, nats
     rejected_logps:Tensor, # (B,) the same for the rejected replies
     nll:Tensor, # (B,) or (), minus the chosen replies' log-probability, nats per token
-    margin:float=1.0, # δ, nats; above 0
+    margin:float=1.0, # δ, the lead to reach, nats; 0 or more
     lam:float=1.0, # weight of nll
     reduction:str="mean", # or "none"
 )->Tensor: # () or (B,)
     "SLiC-HF: a hinge on the log-probabilities' gap, without a reference, plus a pull to the chosen reply (Zhao et al. 2023, eq. 1)."
-    hinge = F.relu(margin - _gaps("slic_loss", chosen_logps, rejected_logps)) # (B,)
-    return reduced(hinge + lam*nll, reduction)
+    hinge = F.relu(margin - _margins(chosen_logps, rejected_logps)) # (B,)
+    return reduced(_with_nll("slic_loss", hinge, nll, lam), reduction)
 
 # %% ../../nbs/4_align/zoo.ipynb #f4cf8802
 def cpo_loss(
@@ -54,22 +58,21 @@ def cpo_loss(
     alpha:float=1.0, # weight of nll; 0: none
     reduction:str="mean", # or "none"
 )->Tensor: # () or (B,)
-    "Contrastive preference optimisation: DPO with a uniform reference, plus a pull to the chosen reply (Xu et al. 2024, eq. 5)."
-    gaps = _gaps("cpo_loss", chosen_logps, rejected_logps) # (B,)
-    return reduced(-F.logsigmoid(beta*gaps) + alpha*nll, reduction)
+    "Contrastive preference optimisation: DPO with a uniform reference, plus a pull to the chosen reply (Xu et al. 2024, section 3). ValueError for beta <= 0."
+    losses = -F.logsigmoid(_margins(chosen_logps, rejected_logps, beta)) # (B,)
+    return reduced(_with_nll("cpo_loss", losses, nll, alpha), reduction)
 
 # %% ../../nbs/4_align/zoo.ipynb #1cdccae9
 def _log1mexp(x):
     "log(1 - exp(x)) for x < 0: near 0 by expm1, elsewhere by log1p (Mächler 2012)."
     near = x > -math.log(2)
-    far_x = torch.where(near, torch.full_like(x, -1.), x) # the branch not taken must have a finite gradient too
-    return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(far_x)))
+    return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _log_odds(mean_logps):
     "ln(p/(1-p)) of p = exp(mean_logps), with p kept below 1."
     mean_logps, = as_float32(mean_logps)
-    mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
+    mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps) # at 0 even the branch not taken would make the gradient NaN
     return mean_logps - _log1mexp(mean_logps)
 
 
@@ -83,7 +86,7 @@ def orpo_loss(
     "Odds ratio preference optimisation: fine-tuning on the chosen reply, plus the log-sigmoid of the log odds ratio (Hong et al. 2024, eq. 6)."
     check_shapes("orpo_loss", chosen_mean_logps, rejected_mean_logps)
     log_odds_ratios = _log_odds(chosen_mean_logps) - _log_odds(rejected_mean_logps) # (B,)
-    return reduced(nll - lam*F.logsigmoid(log_odds_ratios), reduction)
+    return reduced(_with_nll("orpo_loss", -lam*F.logsigmoid(log_odds_ratios), nll), reduction)
 
 # %% ../../nbs/4_align/zoo.ipynb #f002f00f
 def rdpo_loss(
@@ -97,7 +100,7 @@ def rdpo_loss(
     alpha:float=0.01, # price of a token, in units of reward; 0: DPO
     reduction:str="mean", # or "none"
 )->Tensor: # () or (B,)
-    "Length-regularised DPO: the reward of a reply is lowered by alpha a token (Park et al. 2024, eq. 9)."
+    "Length-regularised DPO: the reward of a reply is lowered by alpha a token (Park et al. 2024). ValueError for beta <= 0."
     check_shapes("rdpo_loss", chosen_logps, chosen_len, rejected_len)
     margins = dpo_margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
     return reduced(-F.logsigmoid(margins + alpha*(chosen_len - rejected_len)), reduction)
@@ -112,10 +115,9 @@ def rrhf_loss(
     "Rank responses to align: a hinge for every two replies of a prompt, plus a pull to the best one (Yuan et al. 2023, eq. 2-4)."
     check_shapes("rrhf_loss", mean_logps, scores)
     mean_logps, = as_float32(mean_logps)
-    p = torch.where(scores.isnan(), torch.zeros_like(mean_logps), mean_logps) # what isn't there may be NaN: no gradient through it
     worse = scores[:, :, None] < scores[:, None, :] # (B, K, K) reply i is worse than reply j; never with a NaN
-    hinges = F.relu(p[:, :, None] - p[:, None, :])*worse # (B, K, K)
-    return reduced(hinges.sum((1, 2)) + nll_best, reduction)
+    hinges = torch.where(worse, F.relu(mean_logps[:, :, None] - mean_logps[:, None, :]), 0.) # (B, K, K); NaN times 0 would be NaN
+    return reduced(_with_nll("rrhf_loss", hinges.sum((1, 2)), nll_best), reduction)
 
 # %% ../../nbs/4_align/zoo.ipynb #4796dc5d
 def _zoo_1(chosen, rejected, ref_chosen, ref_rejected, tau): return (chosen - ref_chosen - rejected + ref_rejected - 1/(2*tau))**2
@@ -123,7 +125,7 @@ def _zoo_1(chosen, rejected, ref_chosen, ref_rejected, tau): return (chosen - re
 @exercise("zoo.1", "Write ipo(chosen, rejected, ref_chosen, ref_rejected, tau): the IPO loss of one pair, given four log-probabilities.",
           hints=["What stands inside DPO's sigmoid, without beta?", "Which margin is to be reached, if tau is the pull to the reference?", "The loss is how far off it is, squared."], solution=_zoo_1)
 def _check_zoo_1(answer):
-    for numbers, expected in (((-3.2, -5.2, -4., -5., .25), 1.), ((-4., -5., -4., -5., .1), 25.), ((-1., -9., -2., -5., .1), 0.), ((-9., -1., -5., -2., .5), 36.)):
+    for numbers, expected in (((-3.2, -5.2, -4., -5., .25), 1.), ((-4., -5., -4., -5., .1), 25.), ((-1., -9., -2., -5., .1), 0.), ((-9., -1., -5., -2., .5), 36.), ((-1., -9., -2., -5., .5), 16.)):
         yield numbers, expected, answer(*numbers)
 
 # %% ../../nbs/4_align/zoo.ipynb #5c1338ee

@@ -1,5 +1,5 @@
 """What every bench shares, so that the figures compare: rows, model, LoRA, the clock, and how a figure is printed."""
-import json, resource, statistics, tempfile, time
+import itertools, json, resource, statistics, tempfile, time
 from pathlib import Path
 
 import torch
@@ -24,6 +24,29 @@ def instructions(n):
     rows = load_set("instructions")[:n]
     return [dict(prompt=[{"role": "user", "content": (r["instruction"] + "\n" + r["input"]).strip()}],
                  completion=[{"role": "assistant", "content": r["output"]}]) for r in rows]
+
+
+def preferences(n):
+    "`n` rows of the preference set as prompt, chosen and rejected, each a list of chat messages."
+    rows = load_set("preferences")[:n]
+    say = lambda role, text: [{"role": role, "content": text}]
+    return [dict(prompt=say("user", (r["instruction"] + "\n" + r["input"]).strip()), chosen=say("assistant", r["chosen"]), rejected=say("assistant", r["rejected"])) for r in rows]
+
+
+def long_preferences(n, prompt_words, k):
+    "`n` rows like `preferences`, their prompts filled up with other instructions to about `prompt_words` words, and with `k` replies: the pair's and those of the next rows."
+    rows, texts = preferences(n + k), " ".join(r["output"] for r in load_set("instructions")).split()
+    filled = []
+    for i, row in enumerate(rows[:n]):
+        more = " ".join(texts[37*i:37*i + prompt_words])
+        replies = [row["chosen"], row["rejected"], *(r["chosen"] for r in rows[i + 1:i + k - 1])]
+        filled.append(dict(prompt=[{"role": "user", "content": (more + "\n\n" + row["prompt"][0]["content"]).strip()}], completions=replies, scores=list(range(k, 0, -1))))
+    return filled
+
+
+def pairs(rows):
+    "Every pair of a ranking, as TRL takes them."
+    return [dict(prompt=r["prompt"], chosen=better, rejected=worse) for r in rows for better, worse in itertools.combinations(r["completions"], 2)]
 
 
 def clock():
@@ -62,3 +85,17 @@ def matmul_peak(dtype=torch.bfloat16, n=2048, repeats=12):
         if device == "cuda": torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     return 2 * n**3 / best
+
+
+KINDS = {"matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul"),
+         "copies and gathers": ("copy_", "cat", "index", "index_select", "index_put_", "gather", "scatter_", "scatter_add_", "embedding", "fill_", "zero_"),
+         "optimiser": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_")}
+
+
+def shares(prof):
+    "Share of the processor time of the operators, by kind; what no list names works element by element."
+    spent = dict.fromkeys([*KINDS, "element by element and the rest"], 0.0)
+    for event in prof.key_averages():
+        name = event.key.removeprefix("aten::")
+        spent[next((kind for kind, names in KINDS.items() if name in names), "element by element and the rest")] += event.self_cpu_time_total
+    return {kind: round(t / sum(spent.values()), 2) for kind, t in spent.items()}

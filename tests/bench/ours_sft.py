@@ -3,7 +3,7 @@ import argparse, json, time
 
 import torch
 
-from common import ALPHA, BATCH, LENGTH, LR, RANK, clock, instructions, say
+from common import ALPHA, BATCH, LENGTH, LR, RANK, clock, instructions, say, shares
 from ftcourse.data.batches import encode_rows
 from ftcourse.models import load
 from ftcourse.tune.lora import add_lora
@@ -21,20 +21,6 @@ trees = encode_rows(instructions(BATCH * a.steps), tokenizer, max_len=LENGTH)
 timer = clock()
 run = Run(lr=LR, max_steps=a.steps, batch_size=BATCH, seed=0, progress=False)
 trainer = TreeTrainer(model, SFT, trees, run=run, callbacks=[timer])
-KINDS = {"matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul"),
-         "copies and gathers": ("copy_", "cat", "index", "index_select", "index_put_", "gather", "scatter_", "scatter_add_", "embedding", "fill_", "zero_"),
-         "optimiser": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_")}
-
-
-def shares(prof):
-    "Share of the processor time of the operators, by kind; what no list names works element by element."
-    spent = dict.fromkeys([*KINDS, "element by element and the rest"], 0.0)
-    for event in prof.key_averages():
-        name = event.key.removeprefix("aten::")
-        spent[next((kind for kind, names in KINDS.items() if name in names), "element by element and the rest")] += event.self_cpu_time_total
-    return {kind: round(t / sum(spent.values()), 2) for kind, t in spent.items()}
-
-
 started = time.perf_counter()
 if a.profile:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: trainer.fit()

@@ -1,0 +1,161 @@
+"""Every preference objective on the same 256 pairs: a grid of three learning rates at one seed, then three seeds at the best.
+
+    python tests/studies/objectives.py [--workers 2] [--folder runs/studies/objectives]
+
+About 40 minutes on two cores. Each run is a process of its own and writes one file into the folder; what is there already is not run again. At the end all of it goes to
+data/results/objectives.json, which the chapter 4_align/shootout reads.
+"""
+import argparse, json, multiprocessing, os, subprocess, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+SEEDS, N_PAIRS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 256, 96, 32, 24, 64, 8
+RATES = (1e-4, 4e-4, 1.6e-3)
+
+
+def data():
+    "Training pairs, held-out pairs of other prompts, and held-out prompts to answer."
+    from ftcourse.align.prefer import preference_rows
+    from ftcourse.data.batches import split_rows
+    rows = [r for r in preference_rows("preferences")[0] if r["chosen"] != r["rejected"]]
+    train, _, held = split_rows(rows, (0.6, 0.0, 0.4), seed=0)
+    return train[:N_PAIRS], held[:N_HELD], [r["prompt"] for r in held[:N_PROMPTS]]
+
+
+def held_out(model, tokenizer, rows, folder, trees=None):
+    "Log-probabilities of both replies of the held-out pairs, (n, 2), and their lengths; `trees` of an earlier call are used again."
+    import torch
+    from ftcourse.align.prefer import preference_trees, with_reference
+    trees = trees or preference_trees(rows, tokenizer)
+    done = with_reference(model, trees, tokenizer.pad_token_id)
+    return trees, torch.tensor([t.ref_logps for t in done]), torch.tensor([[sum(m) for m in t.masks] for t in trees]).float()
+
+
+def measures(before, after, lengths):
+    "What training did to the held-out pairs; log-probabilities (n, 2) of chosen and rejected."
+    change = after - before
+    ratio, likelihood = change[:, 0] - change[:, 1], (after/lengths)[:, 0] - (after/lengths)[:, 1]
+    return dict(margin=ratio.mean().item(), accuracy=(ratio > 0).float().mean().item(), likelihood_accuracy=(likelihood > 0).float().mean().item(),
+                reward_likelihood_agreement=((ratio > 0) == (likelihood > 0)).float().mean().item(),
+                chosen_logps_change=change[:, 0].mean().item(), rejected_logps_change=change[:, 1].mean().item())
+
+
+def curve(history, before):
+    "The first held-out pairs by step, from before the first one. KTO logs no log-probabilities of a pair's sides, only the margin."
+    found = [{k.removeprefix("eval_"): h[k] for k in ("step", "eval_chosen_logps", "eval_rejected_logps", "eval_margin") if k in h} for h in history if "eval_loss" in h]
+    start = dict(step=0, margin=0.0, chosen_logps=before[:, 0].mean().item(), rejected_logps=before[:, 1].mean().item())
+    return [{k: start[k] for k in found[0]}, *found]
+
+
+def unpaired(rows, seed):
+    "One answer a prompt: the chosen one of half of them, the rejected one of the others."
+    import random
+    good = set(random.Random(seed).sample(range(len(rows)), len(rows)//2))
+    return [dict(prompt=r["prompt"], completion=r["chosen" if i in good else "rejected"], label=i in good) for i, r in enumerate(rows)]
+
+
+def train(job, folder):
+    "Train one model as `job` says; the model, its tokenizer, history and seconds."
+    from ftcourse.align.prefer import prefer
+    from ftcourse.models import load
+    from ftcourse.tune.sft import finetune
+    rows, held, _ = data()
+    model, started = load("smollm2-135m"), time.time()
+    common = dict(lr=job["lr"], seed=job["seed"], n_epochs=1, progress=False)
+    if job["method"] == "sft":
+        bot = finetune(model, [dict(prompt=r["prompt"], completion=r["chosen"]) for r in rows], batch_size=BATCH, **common)
+    else:
+        if job.get("rows") == "one": rows = unpaired(rows, job["seed"])
+        bot = prefer(model, rows, objective=job["method"], batch_size=BATCH, eval_data=held[:N_CURVE] if job.get("curve") else None, eval_every=8,
+                     reference=job.get("reference", "auto"), **job.get("parameters", {}), **common)
+    return bot, time.time() - started
+
+
+def run(job, folder, path):
+    "One run, in a process of its own, and its record."
+    import resource
+    import torch
+    from ftcourse.models import load
+    torch.set_num_threads(job["threads"])
+    _, held, prompts = data()
+    model, tokenizer = load("smollm2-135m")
+    trees, before, lengths = held_out(model, tokenizer, held, folder)
+    found = {k: v for k, v in job.items() if k not in ("threads", "answers")}
+    if job["method"] == "base": bot, base = None, (model, tokenizer)
+    else:
+        del model
+        bot, seconds = train(job, folder)
+        _, after, _ = held_out(bot.model, tokenizer, held, folder, trees)
+        found |= measures(before, after, lengths) | dict(seconds=round(seconds, 1), peak_gb=round(1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e9, 2))
+        if job.get("curve"): found["curve"] = curve(bot.history, before[:N_CURVE])
+    if job.get("answers"):
+        from ftcourse.align.prefer import sampled_kl
+        from ftcourse.models import generate
+        model, tokenizer = (bot.model, bot.tokenizer) if bot else base
+        answers = generate(model, tokenizer, prompts, max_new_tokens=N_TOKENS)
+        found |= dict(length=sum(len(tokenizer(a)["input_ids"]) for a in answers)/len(answers), answers=answers[:8])
+        if bot: found["kl"], found["kl_se"] = sampled_kl(model, tokenizer, prompts, max_new_tokens=N_TOKENS, seed=job["seed"])
+    path.write_text(json.dumps(found))
+
+
+def do(jobs, folder, workers):
+    "Run what isn't there yet, several at once; the records of all jobs, in their order."
+    from tqdm import tqdm
+    name = lambda job: folder/("_".join(f"{k}={v}" for k, v in sorted(job.items()) if k not in ("threads", "parameters")) + "".join(f"_{k}={v:g}" for k, v in job.get("parameters", {}).items()) + ".json")
+    paths, todo, going = [name(j) for j in jobs], [j for j in jobs if not name(j).exists()], []
+    fork = multiprocessing.get_context("fork")
+    bar = tqdm(total=len(todo), unit="run")
+    while todo or going:
+        while todo and len(going) < workers:
+            job = todo.pop(0)
+            child = fork.Process(target=run, args=(job, folder, name(job)))
+            child.start()
+            going.append((child, job))
+        time.sleep(0.2)
+        for child, job in [g for g in going if not g[0].is_alive()]:
+            going.remove((child, job))
+            bar.update()
+            if child.exitcode: sys.exit(f"the run {job} failed with exit code {child.exitcode}; what is finished is kept, start again to go on")
+    bar.close()
+    return [json.loads(p.read_text()) for p in paths]
+
+
+def best(runs):
+    "The lowest rate whose accuracy is within two points of the best."
+    top = max(r["accuracy"] for r in runs)
+    return min((r for r in runs if r["accuracy"] >= top - 0.02), key=lambda r: r["lr"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, each on its share of the cores")
+    parser.add_argument("--folder", type=Path, default=ROOT/"runs"/"studies"/"objectives")
+    a = parser.parse_args()
+    threads = max(1, os.cpu_count()//a.workers)
+    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    import torch, transformers, datasets  # noqa: F401  imported once, shared by every fork; nothing is computed here
+    from ftcourse.align.objectives import METHODS
+    a.folder.mkdir(parents=True, exist_ok=True)
+    job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, threads=threads, **more)
+    started, go = time.time(), lambda jobs: do(jobs, a.folder, a.workers)
+    names = ["sft", *METHODS]
+    grid = go([job(m, lr, 0) for m in names for lr in RATES])
+    rate = {m: best([r for r in grid if r["method"] == m])["lr"] for m in names}
+    runs = go([job(m, rate[m], seed, answers=True, curve=m != "sft") for m in names for seed in SEEDS])
+    online = go([job("dpo", rate["dpo"], seed, reference="online") for seed in SEEDS])
+    sweep = go([job("kto", rate["kto"], seed, answers=True, parameters={"desirable_weight": w}) for w in (0.5, 1.0, 2.0) for seed in SEEDS])
+    one = go([job("kto", rate["kto"], seed, rows="one", answers=True) for seed in SEEDS])
+    base, = go([job("base", 0, 0, answers=True)])
+    from ftcourse.cli import _machine
+    from ftcourse.tune.trainer import versions
+    found = dict(command="python tests/studies/objectives.py", commit=subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r.get("seconds", 0) for r in grid + runs + online + sweep + one)), seeds=SEEDS, n_pairs=N_PAIRS,
+                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data()[2]], base=base, grid=grid, sft=[r for r in runs if r["method"] == "sft"],
+                 runs=[r for r in runs if r["method"] != "sft"], online=online, kto_sweep=sweep, kto_one=one, kto_two=[r for r in runs if r["method"] == "kto"])
+    path = ROOT/"data"/"results"/"objectives.json"
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{path.relative_to(ROOT)}: {len(grid + runs + online + sweep + one)} runs, {time.time() - started:.0f} s now")
+
+
+if __name__ == "__main__": main()
