@@ -141,7 +141,7 @@ def _result(bot, out, seconds):
 def _prefer_options(method):
     "Parameters of an objective's command: `sft`'s without dropout, those of a reference, and the objective's own."
     import inspect
-    options = dict(inspect.signature(sft).parameters)
+    options = {"lora_alpha" if name == "alpha" else name: p for name, p in inspect.signature(sft).parameters.items()} # `alpha` belongs to some objectives
     def put(name, kind, default, text, like=typer.Option): options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, like(help=text)])
     put("data", str, inspect.Parameter.empty, f"A file of rows ({method.data}), or one of the course's sets: preferences or emojibot.", typer.Argument)
     put("out", Path, Path("runs")/method.name, "Folder of the run: adapter, log, curves, checkpoints.")
@@ -151,7 +151,7 @@ def _prefer_options(method):
     put("on_long", str, "error", "Rows above --max-len: error, or drop.")
     if method.reference: put("reference", str, "auto", "cached: asked once, before the first step; online: at each step; auto: the cheaper one.")
     for name, p in method.parameters.items(): put(name, float, p.default, f"{p.what[0].upper()}{p.what[1:]}; papers tried {p.low:g} to {p.high:g}.")
-    return {name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in options.items() if name != "dropout"}
+    return {name: p.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY) for name, p in options.items() if name != "dropout"}
 
 
 def _add_command(method):

@@ -142,6 +142,22 @@ BREAKAGES = [
     Breakage(item=73, module="ftcourse/align/simpo.py", old="beta*(chosen/chosen_len - rejected/rejected_len)", new="beta*(chosen - rejected)/(chosen_len + rejected_len)", test="tests/test_simpo.py::test_repeating_a_reply_changes_nothing"),
     Breakage(item=74, module="ftcourse/align/simpo.py", old="    beta:float=2.0, # above 0", new="    beta:float=0.1, # above 0", test="tests/test_simpo.py::test_defaults"),
     Breakage(item=74, module="ftcourse/align/simpo.py", old="    gamma_ratio:float=0.5, # γ/β", new="    gamma_ratio:float=1.0, # γ/β", test="tests/test_simpo.py::test_defaults"),
+    Breakage(item=53, module="ftcourse/align/prefer.py", old="logps, n = token_logps.sum(1), reply_mask.sum(1)", new="logps, n = token_logps.sum(1)/reply_mask.sum(1), reply_mask.sum(1)",
+             test="tests/test_prefer.py::test_fields_are_sums_and_means_over_what_counts"),
+    Breakage(item=59, module="ftcourse/align/prefer.py", old="accuracy=(chosen > rejected).float()", new="accuracy=(chosen >= rejected).float()", test="tests/test_prefer.py::test_metrics_by_hand"),
+    Breakage(item=59, module="ftcourse/align/prefer.py", old="margin=chosen - rejected,", new="margin=rejected - chosen,", test="tests/test_prefer.py::test_metrics_by_hand"),
+    Breakage(item=62, module="ftcourse/tune/trainer.py", old="        with adapters_off(self.model.model): token_logps, _ = self.model_wrapped(batch)", new="        token_logps, _ = self.model_wrapped(batch)",
+             test="tests/test_prefer.py::test_online_and_cached_runs_are_the_same_run"),
+    Breakage(item=62, module="ftcourse/align/prefer.py", old="if (f.metadata() or {}).get(k) != v]", new="if not f.metadata()]", test="tests/test_prefer.py::test_a_stale_cache_is_noticed"),
+    Breakage(item=62, module="ftcourse/align/prefer.py", old="found[j] = logps", new="found[part[0]] = found[j] = logps", test="tests/test_prefer.py::test_adapters_off_is_the_base_and_the_cache_is_the_same"),
+    Breakage(item=63, module="ftcourse/align/prefer.py", old='for side in ("chosen", "rejected") for name in ("logps", "len")', new='for side in ("rejected", "rejected") for name in ("logps", "len")',
+             test="tests/test_prefer.py::test_training_moves_what_it_should"),
+    Breakage(item=65, module="ftcourse/align/prefer.py", old="n = token_logps.sum(1), reply_mask.sum(1)", new="n = token_logps.sum(1), (token_logps != 0).float().sum(1)",
+             test="tests/test_prefer.py::test_fields_are_sums_and_means_over_what_counts"),
+    Breakage(item=71, module="ftcourse/align/prefer.py", old="    if spec.reference: trees, eval_trees", new="    if True: trees, eval_trees", test="tests/test_prefer.py::test_simpo_asks_for_no_reference"),
+    Breakage(item=75, module="ftcourse/align/prefer.py", old="    no_dropout(model)\n", new="", test="tests/test_prefer.py::test_prefer_switches_dropout_off"),
+    Breakage(item=77, module="ftcourse/align/prefer.py", old="    torch.distributed.all_reduce(sums)\n", new="", test="tests/test_prefer.py::test_two_processes_share_one_reference_point"),
+    Breakage(item=80, module="ftcourse/align/prefer.py", old="    if batch_size < 2: raise", new="    if batch_size < 1: raise", test="tests/test_prefer.py::test_kto_refuses_what_has_no_reference_point"),
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ftcourse.align.objectives import METHODS
 from ftcourse.cli import OTHER_PROMPTS, app, best_prompt, prompts_to_try, run_demo, sft, spread_examples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +124,32 @@ def test_sft_has_finetunes_options_and_defaults():
     ours, theirs = inspect.signature(sft).parameters, inspect.signature(finetune).parameters
     assert set(theirs) - set(ours) == {"progress"} and set(ours) - set(theirs) == {"as_json"}
     for name in set(theirs) - {"model", "data", "out", "progress"}: assert ours[name].default == theirs[name].default, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_objective_is_a_command_with_prefers_options(name):
+    from ftcourse.align.prefer import prefer
+    command = next(c.callback for c in app.registered_commands if c.name == name)
+    ours, theirs = inspect.signature(command).parameters, inspect.signature(prefer).parameters
+    own = set(METHODS[name].parameters)
+    assert set(ours) - own - {"as_json"} == set(theirs) - {"progress", "objective", "cache", "parameters"} - (set() if METHODS[name].reference else {"reference"})
+    for k in set(ours) - own - {"model", "data", "out", "as_json"}: assert ours[k].default == theirs[k].default, k
+    assert {k: ours[k].default for k in own} == {k: p.default for k, p in METHODS[name].parameters.items()}
+
+
+def test_an_objective_from_the_shell(rows, tmp_path):
+    pairs = tmp_path/"pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"number {i} is", "chosen": f" good {i}", "rejected": " bad"}) + "\n" for i in range(12)))
+    code, out, err = call("rdpo", pairs, "--model", "tiny", "--out", "run", "--alpha", 0.5, "--lora-alpha", 4, "--r", 2, "--targets", "q_proj,v_proj", "--eval-data", pairs, "--json")
+    assert code == 0, err
+    result, config = json.loads(out), json.loads(Path("run/config.json").read_text())
+    assert result["steps"] == 2 and 0 <= result["eval_accuracy"] <= 1 and config["parameters"] == {"beta": 0.1, "alpha": 0.5} and (config["r"], config["lora_alpha"]) == (2, 4)
+    code, out, err = call("sft", rows, "--model", "tiny", "--out", "first", "--max-steps", 2, "--json")
+    code, out, err = call("simpo", pairs, "--model", "first", "--out", "second", "--json")  # preferences on top of a tuned model
+    assert code == 0, err
+    for args, words in ((["kto", pairs, "--batch-size", 1], "needs 2 rows"), (["dpo", rows], "kind 'messages'"), (["dpo", pairs, "--beta", -1], "beta=-1"), (["dpo", pairs, "--reference", "later"], "reference='later'")):
+        code, out, err = call(*args, "--model", "tiny", "--out", "third")
+        assert code == 1 and words in err and "Traceback" not in err, err
 
 
 def test_sft_then_resume_then_chat(rows):

@@ -13,8 +13,9 @@ def test_python_runs(tmp_path, monkeypatch, capsys):
     "On the tiny model, for a few steps: what a reader pastes must not fail."
     import ftcourse
     monkeypatch.chdir(tmp_path)
-    finetune = ftcourse.finetune
+    finetune, prefer = ftcourse.finetune, ftcourse.prefer
     monkeypatch.setattr(ftcourse, "finetune", lambda model, data: finetune("tiny", data, max_steps=2), raising=False)
+    monkeypatch.setattr(ftcourse, "prefer", lambda model, data, **options: prefer(model, data, max_steps=2, **options), raising=False)
     for code in blocks("python"): exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "my-emojibot" / "adapter_model.safetensors").exists()
 

@@ -300,7 +300,7 @@ def prefer(
     reference:str="auto", # "cached": asked once, before the first step; "online": at each step, the new adapter off; "auto": the cheaper one
     n_epochs:float=1, lr:float=None, # None: the objective's usual rate for LoRA, a hundredth of it for full training
     batch_size:int=8, accumulate:int=1, # prompts in a forward pass; passes in a step
-    r:int=8, alpha:float=16, targets="all-linear", # of a new adapter
+    r:int=8, lora_alpha:float=16, targets="all-linear", # of a new adapter; `alpha` is a parameter of some objectives
     method:str="lora", # or "full": all weights, in float32
     max_len:int=None, on_long:str="error", # most tokens of a prompt and a reply; longer rows are an error, or "drop"
     seed:int=0, schedule:str="linear", warmup:float=0.05,
@@ -326,11 +326,11 @@ def prefer(
     can_switch, path = method == "lora" and not has_lora(model), cache or (Path(out)/"reference.safetensors" if out else None)
     if method == "full": model.float() # before the reference is asked: the policy starts as exactly the same model
     if spec.reference: trees, eval_trees = _add_reference(model, tokenizer, trees, eval_trees, reference, can_switch, run.n_steps(len(trees))*batch_size*accumulate, path, progress)
-    make_trainable(model, method, r, alpha, targets, 0.0, seed, checkpointing)
+    make_trainable(model, method, r, lora_alpha, targets, 0.0, seed, checkpointing)
     no_dropout(model)
     go_on = f"call prefer again with the same arguments, out='{{out}}' and resume=True; or run the same `ftcourse {objective}` again with --out {{out}} --resume."
     config = dict(model=name, data=data if isinstance(data, str) else type(data).__name__, objective=objective, parameters=settings, reference=reference, method=method,
-                  r=r, alpha=alpha, targets=targets, max_len=max_len, checkpointing=checkpointing)
+                  r=r, lora_alpha=lora_alpha, targets=targets, max_len=max_len, checkpointing=checkpointing)
     trainer = TreeTrainer(model, goal, trees, eval_trees, out, run, tokenizer.pad_token_id or 0, config, go_on)
     history = trainer.fit(resume=resume, overwrite=overwrite)
     return finished(Bot(model, tokenizer, _system(rows), Path(out) if out else None, history), trainer)
@@ -351,3 +351,20 @@ def sampled_kl(
     with adapters_off(model): ref_logps = _all_logps(model, trees, 0, 2048, False)
     ratios = logps - ref_logps
     return ratios.mean().item(), (ratios.std()/math.sqrt(len(ratios))).item() if len(ratios) > 1 else math.nan
+
+# %% ../../nbs/4_align/prefer.ipynb #23750906
+def _prefer_1(p, n, K): return K*(K - 1)*(p + n)/(p + K*n)
+
+@exercise("prefer.1", "Write gain(p, n, K): tokens computed when each of the K(K-1)/2 pairs is two rows of prompt and reply, divided by the tokens of one tree with K replies.",
+          hints=["How many pairs do K replies make, and how many rows is that?", "A tree holds the prompt once and each reply once."], solution=_prefer_1)
+def _check_prefer_1(answer):
+    for p, n, K, expected in ((0, 5, 2, 1.), (10, 10, 2, 40/30), (512, 16, 8, 56*528/640), (100, 50, 3, 900/250)): yield f"p={p}, n={n}, K={K}", expected, answer(p, n, K)
+
+# %% ../../nbs/4_align/prefer.ipynb #7300de5f
+def _prefer_2(scores): return [(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a is not None and b is not None and a > b]
+
+@exercise("prefer.2", "Write ranking_pairs(scores): the list of all (i, j) with scores[i] > scores[j], ordered by i, then j; None is no score and is in no pair.",
+          hints=["Compare every reply with every other one, also with those before it.", "A tie says nothing: use >, not >=.", "None can't be compared: look for it first."], solution=_prefer_2)
+def _check_prefer_2(answer):
+    for scores, expected in (([1, 0], [(0, 1)]), ([0, 1], [(1, 0)]), ([2, 1, 2], [(0, 1), (2, 1)]), ([3, None, 1], [(0, 2)]), ([1, 1], []), ([], [])):
+        yield f"scores={scores}", expected, [tuple(p) for p in answer(list(scores))]

@@ -1,6 +1,6 @@
 """Every preference objective on the same 256 pairs: a grid of three learning rates at one seed, then three seeds at the best.
 
-    python tests/studies/objectives.py [--workers 2] [--folder runs/studies/objectives]
+    python tests/studies/objectives.py [--workers 1] [--folder runs/studies/objectives]
 
 About 40 minutes on two cores. Each run is a process of its own and writes one file into the folder; what is there already is not run again. At the end all of it goes to
 data/results/objectives.json, which the chapter 4_align/shootout reads.
@@ -129,7 +129,7 @@ def best(runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2, help="runs at once, each on its share of the cores")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("--folder", type=Path, default=ROOT/"runs"/"studies"/"objectives")
     a = parser.parse_args()
     threads = max(1, os.cpu_count()//a.workers)
