@@ -1,6 +1,6 @@
-"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [sft] [--rounds 3] [--steps 12]
+"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [sft] [dpo] [--rounds 3] [--steps 12]
 
-Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure.
+Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure. With --keep also data/results/bench_NAME.json, which a chapter shows.
 """
 import argparse, json, os, platform, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -67,7 +67,43 @@ def sft(a):
     return dict(rows=rows, ratios=ratios, floor=floor, spent=spent, runs=runs)
 
 
-BENCHES = dict(startup=startup, sft=sft)
+def dpo(a):
+    "TRL at both attentions, references online and cached, and ours, in turn; then how the gain grows with the prompt's length and the replies."
+    from common import checkpoint
+    model = checkpoint(tempfile.mkdtemp())
+    sides = {f"trl {attention}{cached}": ("trl_dpo.py", model, "--steps", a.steps, "--attention", attention, *cached.split()) for attention in ("sdpa", "eager") for cached in ("", " --precompute")}
+    sides |= {"ftcourse": ("ours_dpo.py", "--steps", a.steps), "ftcourse --cached": ("ours_dpo.py", "--steps", a.steps, "--cached")}
+    runs = {name: [] for name in sides}
+    for n in range(a.rounds):
+        for name, call in sides.items():
+            runs[name].append(child(*call))
+            print(f"round {n + 1}: {name}: {runs[name][-1]['step_s']} s a step", flush=True)
+    rows = [dict(name=rs[0]["name"], step_s=round(statistics.median(r["step_s"] for r in rs), 3), best_s=min(r["min_s"] for r in rs), peak_gb=max(r["peak_gb"] for r in rs)) for rs in runs.values()]
+    table(rows)
+    ratios = {}
+    for kind in ("online", "cached"):
+        peer, ours = min((r for r in rows if r["name"].startswith("trl") and r["name"].endswith(kind)), key=lambda r: r["step_s"]), next(r for r in rows if r["name"] == f"ftcourse {kind}")
+        best = min(r["best_s"] for r in rows if r["name"].startswith("trl") and r["name"].endswith(kind))
+        ratios[kind] = dict(times=round(peer["step_s"] / ours["step_s"], 2), times_of_best=round(best / ours["best_s"], 2), memory=round(ours["peak_gb"] / peer["peak_gb"], 2))
+        print(f"{kind}: {ratios[kind]['times']} times as fast as {peer['name']} (fastest steps {ratios[kind]['times_of_best']}), {ratios[kind]['memory']} of its memory")
+    floor = child("floor.py", "--steps", a.steps, "--pairs")
+    print("floor", floor)
+    return dict(rows=rows, ratios=ratios, floor=floor, spent=child("ours_dpo.py", "--steps", 4, "--cached", "--profile"), scaling=scaling(model), runs=runs)
+
+
+def scaling(model, steps=4, pairs=4):
+    "Pairs a second against TRL's, online, by prompt length and replies. TRL computes each pair alone, so that its time a pair, taken on steps of 4 pairs, doesn't depend on K."
+    found = []
+    for words in (0, 96, 384):
+        peer = child("trl_dpo.py", model, "--steps", steps, "--words", words, "--batch", pairs)["step_s"] / pairs
+        for k in (2, 4, 8):
+            ours = child("ours_dpo.py", "--steps", steps, "--words", words, "--replies", k, "--batch", pairs)["step_s"] / (pairs * k * (k - 1) // 2)
+            found.append(dict(words=words, replies=k, trl_s=round(peer, 3), ours_s=round(ours, 4), ratio=round(peer / ours, 1)))
+            print(f"{words} words, K = {k}: {found[-1]['ratio']} times TRL's pairs a second", flush=True)
+    return found
+
+
+BENCHES = dict(startup=startup, sft=sft, dpo=dpo)
 
 
 def main():
@@ -75,6 +111,7 @@ def main():
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all of them by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--keep", action="store_true", help="keep the figures for the chapter that shows them")
     a = parser.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
     for name in a.names or BENCHES:
@@ -83,6 +120,7 @@ def main():
         result = BENCHES[name](a)
         result = dict(bench=name, machine=machine(), seconds=round(time.time() - started), **result)
         (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        if a.keep: (HERE.parent.parent / "data" / "results" / f"bench_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k not in ("runs", "rows")}), flush=True)
 
 

@@ -1,8 +1,8 @@
 """Every preference objective on the same 256 pairs: a grid of three learning rates at one seed, then three seeds at the best.
 
-    python tests/studies/objectives.py [--workers 1] [--folder runs/studies/objectives]
+    python tests/studies/objectives.py [--pairs 256] [--methods dpo simpo ...] [--rates 1e-4 4e-4 1.6e-3] [--folder runs/studies/objectives]
 
-About 40 minutes on two cores. Each run is a process of its own and writes one file into the folder; what is there already is not run again. At the end all of it goes to
+About an hour on two cores. Each run is a process of its own and writes one file into the folder; what is there already is not run again. At the end all of it goes to
 data/results/objectives.json, which the chapter 4_align/shootout reads.
 """
 import argparse, json, multiprocessing, os, subprocess, sys, time
@@ -10,26 +10,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-SEEDS, N_PAIRS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 256, 96, 32, 24, 64, 8
-RATES = (1e-4, 4e-4, 1.6e-3)
+SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 64, 24, 12, 40, 8
 
 
-def data():
+def data(n_pairs):
     "Training pairs, held-out pairs of other prompts, and held-out prompts to answer."
     from ftcourse.align.prefer import preference_rows
     from ftcourse.data.batches import split_rows
     rows = [r for r in preference_rows("preferences")[0] if r["chosen"] != r["rejected"]]
     train, _, held = split_rows(rows, (0.6, 0.0, 0.4), seed=0)
-    return train[:N_PAIRS], held[:N_HELD], [r["prompt"] for r in held[:N_PROMPTS]]
+    return train[:n_pairs], held[:N_HELD], [r["prompt"] for r in held[:N_PROMPTS]]
 
 
-def held_out(model, tokenizer, rows, folder, trees=None):
-    "Log-probabilities of both replies of the held-out pairs, (n, 2), and their lengths; `trees` of an earlier call are used again."
+def held_out(model, tokenizer, rows, path=None):
+    "Log-probabilities of both replies of the held-out pairs, (n, 2), and their lengths."
     import torch
     from ftcourse.align.prefer import preference_trees, with_reference
-    trees = trees or preference_trees(rows, tokenizer)
-    done = with_reference(model, trees, tokenizer.pad_token_id)
-    return trees, torch.tensor([t.ref_logps for t in done]), torch.tensor([[sum(m) for m in t.masks] for t in trees]).float()
+    trees = with_reference(model, preference_trees(rows, tokenizer), tokenizer.pad_token_id, path)
+    return torch.tensor([t.ref_logps for t in trees]), torch.tensor([[sum(m) for m in t.masks] for t in trees]).float()
 
 
 def measures(before, after, lengths):
@@ -60,15 +58,16 @@ def train(job, folder):
     from ftcourse.align.prefer import prefer
     from ftcourse.models import load
     from ftcourse.tune.sft import finetune
-    rows, held, _ = data()
+    rows, held, _ = data(job["pairs"])
     model, started = load("smollm2-135m"), time.time()
     common = dict(lr=job["lr"], seed=job["seed"], n_epochs=1, progress=False)
     if job["method"] == "sft":
         bot = finetune(model, [dict(prompt=r["prompt"], completion=r["chosen"]) for r in rows], batch_size=BATCH, **common)
     else:
         if job.get("rows") == "one": rows = unpaired(rows, job["seed"])
-        bot = prefer(model, rows, objective=job["method"], batch_size=BATCH, eval_data=held[:N_CURVE] if job.get("curve") else None, eval_every=8,
-                     reference=job.get("reference", "auto"), **job.get("parameters", {}), **common)
+        same = ["kto", job["seed"], job.get("rows")] if job["method"] == "kto" else ["pairs"]  # runs that ask the same reference
+        bot = prefer(model, rows, objective=job["method"], batch_size=BATCH, eval_data=held[:N_CURVE] if job.get("curve") else None, eval_every=4, reference=job.get("reference", "auto"),
+                     cache=folder/("reference-" + "-".join(map(str, [*same, job["pairs"], bool(job.get("curve"))])) + ".safetensors"), **job.get("parameters", {}), **common)
     return bot, time.time() - started
 
 
@@ -78,15 +77,15 @@ def run(job, folder, path):
     import torch
     from ftcourse.models import load
     torch.set_num_threads(job["threads"])
-    _, held, prompts = data()
+    _, held, prompts = data(job["pairs"])
     model, tokenizer = load("smollm2-135m")
-    trees, before, lengths = held_out(model, tokenizer, held, folder)
-    found = {k: v for k, v in job.items() if k not in ("threads", "answers")}
+    before, lengths = held_out(model, tokenizer, held, folder/"held-out.safetensors")
+    found = {k: v for k, v in job.items() if k not in ("threads", "answers", "pairs")}
     if job["method"] == "base": bot, base = None, (model, tokenizer)
     else:
         del model
         bot, seconds = train(job, folder)
-        _, after, _ = held_out(bot.model, tokenizer, held, folder, trees)
+        after, _ = held_out(bot.model, tokenizer, held)
         found |= measures(before, after, lengths) | dict(seconds=round(seconds, 1), peak_gb=round(1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e9, 2))
         if job.get("curve"): found["curve"] = curve(bot.history, before[:N_CURVE])
     if job.get("answers"):
@@ -129,7 +128,10 @@ def best(runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="runs at once, each on its share of the cores")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, each on its share of the cores")
+    parser.add_argument("--pairs", type=int, default=256, help="to train on")
+    parser.add_argument("--methods", nargs="+", help="of the objectives; all of them by default")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 4e-4, 1.6e-3], help="learning rates of the grid")
     parser.add_argument("--folder", type=Path, default=ROOT/"runs"/"studies"/"objectives")
     a = parser.parse_args()
     threads = max(1, os.cpu_count()//a.workers)
@@ -137,11 +139,11 @@ def main():
     import torch, transformers, datasets  # noqa: F401  imported once, shared by every fork; nothing is computed here
     from ftcourse.align.objectives import METHODS
     a.folder.mkdir(parents=True, exist_ok=True)
-    job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, threads=threads, **more)
+    job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, threads=threads, pairs=a.pairs, **more)
     started, go = time.time(), lambda jobs: do(jobs, a.folder, a.workers)
-    names = ["sft", *METHODS]
-    grid = go([job(m, lr, 0) for m in names for lr in RATES])
-    rate = {m: best([r for r in grid if r["method"] == m])["lr"] for m in names}
+    names = ["sft", *(a.methods or METHODS)]
+    grid = go([job(m, lr, 0) for m in names for lr in a.rates]) if len(a.rates) > 1 else []
+    rate = {m: best([r for r in grid if r["method"] == m])["lr"] if grid else a.rates[0] for m in names}
     runs = go([job(m, rate[m], seed, answers=True, curve=m != "sft") for m in names for seed in SEEDS])
     online = go([job("dpo", rate["dpo"], seed, reference="online") for seed in SEEDS])
     sweep = go([job("kto", rate["kto"], seed, answers=True, parameters={"desirable_weight": w}) for w in (0.5, 1.0, 2.0) for seed in SEEDS])
@@ -149,9 +151,9 @@ def main():
     base, = go([job("base", 0, 0, answers=True)])
     from ftcourse.cli import _machine
     from ftcourse.tune.trainer import versions
-    found = dict(command="python tests/studies/objectives.py", commit=subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r.get("seconds", 0) for r in grid + runs + online + sweep + one)), seeds=SEEDS, n_pairs=N_PAIRS,
-                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data()[2]], base=base, grid=grid, sft=[r for r in runs if r["method"] == "sft"],
+    found = dict(command="python tests/studies/objectives.py " + " ".join(sys.argv[1:]), commit=subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r.get("seconds", 0) for r in grid + runs + online + sweep + one)), seeds=SEEDS, n_pairs=a.pairs,
+                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data(a.pairs)[2]], base=base, grid=grid, sft=[r for r in runs if r["method"] == "sft"],
                  runs=[r for r in runs if r["method"] != "sft"], online=online, kto_sweep=sweep, kto_one=one, kto_two=[r for r in runs if r["method"] == "kto"])
     path = ROOT/"data"/"results"/"objectives.json"
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
