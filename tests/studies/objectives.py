@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 64, 24, 12, 40, 8
+SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 48, 16, 8, 32, 8
 
 
 def data(n_pairs):
