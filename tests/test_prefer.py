@@ -358,7 +358,8 @@ def test_two_processes_share_one_reference_point(tmp_path):
     # item 77: z is the mean over all processes; rows of uneven lengths would show a mean of means
     one = prefer("tiny", UNEVEN, objective="kto", batch_size=8, n_epochs=2, lr=1e-3, eval_data=UNEVEN[:6], eval_every=1, **QUIET)
     (tmp_path/"two.py").write_text(TWO.format(tests=str(ROOT/"tests")))
-    env = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT/'tests'}")
+    package = Path(P.__file__).resolve().parents[2]  # the one under test, which isn't the checkout's in a sabotage run
+    env = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=f"{package}{os.pathsep}{ROOT/'tests'}")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", str(tmp_path/"two.py"), str(tmp_path/"run"), str(tmp_path/"result.pt")],
                           env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

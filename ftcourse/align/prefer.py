@@ -5,9 +5,8 @@ __all__ = ['preference_rows', 'preference_trees', 'pairs_of', 'pair_fields', 'pa
            'make_objective', 'with_reference', 'no_dropout', 'prefer', 'sampled_kl']
 
 # %% ../../nbs/4_align/prefer.ipynb #c4cb7150
-import hashlib, inspect, json, math
+import hashlib, inspect, math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from ..data.reading import read_rows
 from ..data.sets import load_set
 from ..exercises import exercise
 from ..models import sample_ids
-from ..tune.lora import adapters_off, has_lora, lora_parameters
+from ..tune.lora import adapters_off, has_lora
 from ..tune.sft import Bot, constant_system, finished, is_set, make_trainable, open_model
 from ..tune.trainer import Objective, Run, TreeTrainer
 from ..tune.trees import batch_trees, reply_logps

@@ -7,9 +7,8 @@ __all__ = ['SFT', 'sft_loss', 'constant_system', 'is_set', 'sft_rows', 'Bot', 'o
 # %% ../../nbs/3_tune/sft.ipynb #f0c42bf8
 import json
 from pathlib import Path
-import torch
 from torch import Tensor
-from ..data.batches import TreeBatch, encode_rows
+from ..data.batches import encode_rows
 from ..data.formats import row_kind, to_messages
 from ..data.reading import read_rows
 from ..data.sets import load_set
