@@ -71,7 +71,7 @@ def dpo(a):
     "TRL at both attentions, references online and cached, and ours, in turn; then how the gain grows with the prompt's length and the replies."
     from common import checkpoint
     model = checkpoint(tempfile.mkdtemp())
-    sides = {f"trl {attention}{cached}": ("trl_dpo.py", model, "--steps", a.steps, "--attention", attention, *cached.split()) for attention in ("sdpa", "eager") for cached in ("", " --precompute")}
+    sides = {f"trl {attention}{cached}": ("trl_dpo.py", model, "--steps", a.steps, "--attention", attention, *cached.split()) for attention in a.attention for cached in ("", " --precompute")}
     sides |= {"ftcourse": ("ours_dpo.py", "--steps", a.steps), "ftcourse --cached": ("ours_dpo.py", "--steps", a.steps, "--cached")}
     runs = {name: [] for name in sides}
     for n in range(a.rounds):
@@ -88,18 +88,18 @@ def dpo(a):
         print(f"{kind}: {ratios[kind]['times']} times as fast as {peer['name']} (fastest steps {ratios[kind]['times_of_best']}), {ratios[kind]['memory']} of its memory")
     floor = child("floor.py", "--steps", a.steps, "--pairs")
     print("floor", floor)
-    return dict(rows=rows, ratios=ratios, floor=floor, spent=child("ours_dpo.py", "--steps", 4, "--cached", "--profile"), scaling=scaling(model), runs=runs)
+    return dict(rows=rows, ratios=ratios, floor=floor, spent=child("ours_dpo.py", "--steps", 4, "--cached", "--profile"), scaling=scaling(model, a.words, a.replies), runs=runs)
 
 
-def scaling(model, steps=4, pairs=4):
+def scaling(model, words, replies, steps=4, pairs=4):
     "Pairs a second against TRL's, online, by prompt length and replies. TRL computes each pair alone, so that its time a pair, taken on steps of 4 pairs, doesn't depend on K."
     found = []
-    for words in (0, 96, 384):
-        peer = child("trl_dpo.py", model, "--steps", steps, "--words", words, "--batch", pairs)["step_s"] / pairs
-        for k in (2, 4, 8):
-            ours = child("ours_dpo.py", "--steps", steps, "--words", words, "--replies", k, "--batch", pairs)["step_s"] / (pairs * k * (k - 1) // 2)
-            found.append(dict(words=words, replies=k, trl_s=round(peer, 3), ours_s=round(ours, 4), ratio=round(peer / ours, 1)))
-            print(f"{words} words, K = {k}: {found[-1]['ratio']} times TRL's pairs a second", flush=True)
+    for n in words:
+        peer = child("trl_dpo.py", model, "--steps", steps, "--words", n, "--batch", pairs)["step_s"] / pairs
+        for k in replies:
+            ours = child("ours_dpo.py", "--steps", steps, "--words", n, "--replies", k, "--batch", pairs)["step_s"] / (pairs * k * (k - 1) // 2)
+            found.append(dict(words=n, replies=k, trl_s=round(peer, 3), ours_s=round(ours, 4), ratio=round(peer / ours, 1)))
+            print(f"{n} words, K = {k}: {found[-1]['ratio']} times TRL's pairs a second", flush=True)
     return found
 
 
@@ -111,6 +111,9 @@ def main():
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all of them by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--attention", nargs="+", default=["sdpa", "eager"], help="of TRL's sides in the bench dpo")
+    parser.add_argument("--words", type=int, nargs="+", default=[0, 96, 384], help="put before each prompt, in the bench dpo: about 0, 128 and 512 tokens")
+    parser.add_argument("--replies", type=int, nargs="+", default=[2, 4, 8], help="to each prompt, in the bench dpo")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the chapter that shows them")
     a = parser.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
