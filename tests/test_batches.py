@@ -98,7 +98,8 @@ def test_batch_encoding_trap(tok):
 
 
 def test_both_replies_of_a_pair_have_prompt_and_padding_masked(tok):
-    # item 54 and item 55: only reply tokens are targets, and every target is a valid id
+    # item 54: only reply tokens are targets
+    # item 55: every target is a valid id
     pair = {"prompt": TALK[:2], "chosen": TALK[2:3], "rejected": [say("assistant", "No.")]}
     tree = encode(pair, tok)
     assert [counted(tok, tree, k) for k in (0, 1)] == ["Hello!\n\nHow are you?<|im_end|>", "No.<|im_end|>"]

@@ -439,6 +439,23 @@ def test_killed_while_making_is_never_opened(home, monkeypatch):
     assert load("smollm2-135m", device="cpu")[0].num_parameters() == 238_080 and leftovers(home) == ["smollm2-135m"]
 
 
+def test_drawn_ids_are_what_was_said():
+    "The ids say what `generate` says with the same seeds, and hold the end token where the answer ended, which greedy search finds by hand."
+    model, tokenizer = load("tiny")
+    prompts = ["ab", "hello there", "x"]
+    drawn = M.sample_ids(model, tokenizer, prompts, max_new_tokens=9, temperature=1.0, seed=3)
+    said = generate(model, tokenizer, prompts, max_new_tokens=9, temperature=1.0, seed=3)
+    for text, (prompt, reply), prompt_text in zip(said, drawn, prompts):
+        ended = reply[-1] == tokenizer.eos_token_id
+        assert list(prompt) == tokenizer(prompt_text)["input_ids"] and (ended or len(reply) == 9)
+        assert tokenizer.decode(reply[:-1] if ended else reply, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    ids = torch.tensor([tokenizer("ab")["input_ids"]])
+    with torch.no_grad(): first = model(input_ids=ids).logits[0, -1].argmax().item()
+    model.generation_config.eos_token_id = first  # now the likeliest first token ends the answer
+    (_, reply), = M.sample_ids(model, tokenizer, ["ab"], max_new_tokens=5, temperature=0.0)
+    assert reply == (first,) and generate(model, tokenizer, ["ab"], max_new_tokens=5) == [""]
+
+
 def test_sizes_are_counted_while_folders_vanish(tmp_path, monkeypatch):
     "pip makes folders and removes them while we look: what is gone between seeing and entering it is left out."
     for name in ("a", "b"): (tmp_path / name).mkdir(); (tmp_path / name / "part").write_bytes(b"x" * 10)
