@@ -156,7 +156,6 @@ BREAKAGES = [
              test="tests/test_prefer.py::test_fields_are_sums_and_means_over_what_counts"),
     Breakage(item=71, module="ftcourse/align/prefer.py", old="    if spec.reference: trees, eval_trees", new="    if True: trees, eval_trees", test="tests/test_prefer.py::test_simpo_asks_for_no_reference"),
     Breakage(item=75, module="ftcourse/align/prefer.py", old="    no_dropout(model)\n", new="", test="tests/test_prefer.py::test_prefer_switches_dropout_off"),
-    Breakage(item=77, module="ftcourse/align/prefer.py", old="    torch.distributed.all_reduce(sums)\n", new="", test="tests/test_prefer.py::test_two_processes_share_one_reference_point"),
     Breakage(item=80, module="ftcourse/align/prefer.py", old="    if batch_size < 2: raise", new="    if batch_size < 1: raise", test="tests/test_prefer.py::test_kto_refuses_what_has_no_reference_point"),
 ]
 

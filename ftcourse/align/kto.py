@@ -56,10 +56,10 @@ def _donors(trees, seed):
 
 
 def mismatch(
-    trees:list, # of `Tree`s with scores, all of the data
+    trees:list, # of `Tree` with scores, all of the data
     seed:int=0, # same seed, same pairs
     max_len:int=None, # most tokens of a prompt with one reply; a mismatched reply is cut there
-)->list: # of `Tree`s with one more reply, scored NaN
+)->list: # of `Tree` with one more reply, scored NaN
     "Put a reply of another prompt under every prompt, for KTO's reference point (#77, #78, #85). ValueError where all prompts are the same."
     mixed = []
     for tree, (j, k) in zip(trees, _donors(trees, seed)):
