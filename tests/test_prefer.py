@@ -403,10 +403,9 @@ def trl_run(folder, adapter, rows, dtype):
 @pytest.mark.slow
 @pytest.mark.real
 def test_the_same_run_as_trl(tmp_path, monkeypatch):
-    "In float32 every reference log-probability to 1e-3 and the losses of the first 8 optimiser steps to 1e-4; in bf16 the references no farther from float32 than TRL's."
+    "In float32 every reference log-probability to 1e-3 and the losses of the first 8 optimiser steps to 1e-4; in bf16 the references no farther from float32 than TRL's, as far as 32 replies can tell."
     from ftcourse.tune.lora import save_adapter
     import ftcourse.tune.trainer as T
-    far = {}
     for dtype in (torch.float32, torch.bfloat16):
         model, tokenizer = load("smollm2-135m", device="cpu", dtype=dtype)
         rows, folder = text_rows(tokenizer, N*STEPS), tmp_path/str(dtype)
@@ -427,6 +426,7 @@ def test_the_same_run_as_trl(tmp_path, monkeypatch):
             history = TreeTrainer(model, make_objective("dpo", beta=0.1), trees, run=run).fit()
             assert [h["loss"] for h in history if "loss" in h] == pytest.approx(losses, abs=1e-4)
             assert max(losses) - min(losses) > 0.01  # and they say something
-        else: far = {"trl": (theirs - exact).abs().mean().item(), "ours": (mine - exact).abs().mean().item()}
-    print(far)
-    assert far["ours"] <= far["trl"], far
+        else: theirs, mine = ((x - exact).abs().flatten() for x in (theirs, mine))  # (32,) errors of whole replies, nats
+    farther = mine - theirs
+    print(f"bf16 from float32: TRL {theirs.mean():.3f}, ours {mine.mean():.3f} nats a reply, difference {farther.mean():+.3f} ± {farther.std()/len(farther)**.5:.3f}")
+    assert farther.mean() <= 3*farther.std()/len(farther)**.5
