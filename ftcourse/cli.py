@@ -371,10 +371,10 @@ def run_demo(
     kept["sft"] = _keeps_to_pairs(bot.model, bot.tokenizer, held, 32)
     say(f"4/5 learning {len(pairs)} preferences (DPO): one code, not three; none where none fits")
     preferring = time.time()
-    bot = prefer((bot.model, bot.tokenizer), pairs, out/"dpo", objective="dpo", overwrite=True, **{**DEMO_DPO, **(dict(max_steps=2) if fast() else {})})
+    preferring_bot = prefer((bot.model, bot.tokenizer), pairs, out/"dpo", objective="dpo", overwrite=True, **{**DEMO_DPO, **(dict(max_steps=2) if fast() else {})})
     preferred = time.time() - preferring
-    answers["dpo"], others["dpo"] = _answer_again(bot, [r["message"] for r in test], 32, lambda line: say(f"    {line}"))
-    kept["dpo"] = _keeps_to_pairs(bot.model, bot.tokenizer, held, 32)
+    answers["dpo"], others["dpo"] = _answer_again(preferring_bot, [r["message"] for r in test], 32, lambda line: say(f"    {line}"))
+    kept["dpo"] = _keeps_to_pairs(preferring_bot.model, bot.tokenizer, held, 32)
     comparison = compare(answers, test, lambda answer, row: score_emojibot(answer, row["acceptable"]))
     say("5/5 writing the report")
     run = dict(model=course_model(), machine=_machine(), settings=settings, dpo=DEMO_DPO, best_prompt=name, prompts=shares, training_seconds=round(tuned - started, 1),
