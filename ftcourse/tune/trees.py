@@ -29,15 +29,16 @@ def _logp_and_jacobian(h, weight, bias, targets, scale, cap, chunk, jacobian):
         y = targets[i:i+chunk, None]
         z = F.linear(h[i:i+chunk], weight, bias).to(logps.dtype)   # (c, V): float32 after the matmul (#56)
         if h.dtype != z.dtype: z.scatter_(-1, y, _own_logit(h[i:i+chunk], weight, bias, y))
-        if scale != 1: z = z * scale
-        if cap: z = torch.tanh(z / cap) * cap
-        lse = z.logsumexp(-1, keepdim=True)
-        logps[i:i+chunk] = (z.gather(-1, y) - lse)[:, 0]
+        if scale != 1: z *= scale
+        if cap: z = z.div_(cap).tanh_().mul_(cap)
+        slope = 1 - (z / cap)**2 if cap and jacobian else None     # of the squeeze
+        own, top = z.gather(-1, y), z.amax(-1, keepdim=True)
+        total = z.sub_(top).exp_().sum(-1, keepdim=True)           # in place from here: one buffer, one exponential
+        logps[i:i+chunk] = (own - top - total.log())[:, 0]
         if not jacobian: continue
-        g = (z - lse).exp_()                                       # softmax
-        g.scatter_add_(-1, y, torch.full_like(lse, -1.))           # minus one at the target: -dlogp/dz
-        if cap: g = g * (1 - (z / cap)**2)
-        grads[i:i+chunk] = (g.mul_(-scale).to(weight.dtype) @ weight).to(h.dtype)
+        z.div_(total).scatter_add_(-1, y, torch.full_like(total, -1.)) # softmax minus one at the target: -dlogp/dz
+        if cap: z *= slope
+        grads[i:i+chunk] = (z.to(weight.dtype) @ weight).mul_(-scale)
     return logps, grads
 
 
@@ -70,7 +71,7 @@ def head_logps(
     targets:Tensor, # (M,) ids
     scale:float=1.0, # the logits are multiplied by this
     cap:float=None, # then squeezed below this by a tanh
-    chunk:int=256, # tokens whose logits are held at once
+    chunk:int=128, # tokens whose logits are held at once
 )->Tensor: # (M,) log-probability of each target, in nats, float32
     "log p(target | hidden state), without the logits of more than `chunk` tokens."
     wanted = torch.is_grad_enabled() and h.requires_grad
@@ -188,7 +189,7 @@ def _sources_hidden(model, batch, way):
     return body(**given(batch.input_ids, batch.position_ids), attention_mask=mask)[0].flatten(0, 1)[batch.sources]
 
 # %% ../../nbs/3_tune/trees.ipynb #72f95bda
-def _logps(model, batch, way, chunk=256):
+def _logps(model, batch, way, chunk=128):
     "token_logps (R, L) by one of the three ways: 'blocks', 'mask' or 'plain'."
     h = _sources_hidden(model, batch, way)                                          # (M, d)
     logps = head_logps(h, model.get_output_embeddings(), batch.targets, *_logit_scale(_text_config(model)), chunk)
@@ -306,7 +307,7 @@ _blocks_up_to = 512 # row length in tokens up to which plain matmuls beat sdpa o
 def reply_logps(
     model, # a causal language model
     batch:TreeBatch, # prompts and their replies, as `pack` lays them
-    chunk:int=256, # tokens whose logits are held at once
+    chunk:int=128, # tokens whose logits are held at once
 )->tuple: # token_logps (R, L) in nats, float32, 0 where nothing counts; reply_mask (R, L)
     "log p(token | prompt, reply before it) of every reply token that counts, replies in the order given."
     way = "plain"

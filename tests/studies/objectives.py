@@ -1,4 +1,4 @@
-"""Every preference objective on the same 256 pairs: a grid of three learning rates at one seed, then three seeds at the best.
+"""Every preference objective on the same 256 pairs: a grid of three learning rates at one seed, then two more seeds at the best.
 
     python tests/studies/objectives.py [--pairs 256] [--methods dpo simpo ...] [--rates 1e-4 4e-4 1.6e-3] [--folder runs/studies/objectives]
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 48, 16, 8, 32, 8
+SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 64, 16, 12, 48, 8
 
 
 def data(n_pairs):
@@ -142,22 +142,25 @@ def main():
     job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, threads=threads, pairs=a.pairs, **more)
     started, go = time.time(), lambda jobs: do(jobs, a.folder, a.workers)
     names = ["sft", *(a.methods or METHODS)]
-    grid = go([job(m, lr, 0) for m in names for lr in a.rates]) if len(a.rates) > 1 else []
-    rate = {m: best([r for r in grid if r["method"] == m])["lr"] if grid else a.rates[0] for m in names}
-    runs = go([job(m, rate[m], seed, answers=True, curve=m != "sft") for m in names for seed in SEEDS])
+    full = lambda m, lr, seed: job(m, lr, seed, answers=True, curve=m != "sft")
+    grid = go([full(m, lr, SEEDS[0]) for m in names for lr in a.rates])
+    rate = {m: best([r for r in grid if r["method"] == m])["lr"] for m in names}
+    runs = go([full(m, rate[m], seed) for m in names for seed in SEEDS])
     online = go([job("dpo", rate["dpo"], seed, reference="online") for seed in SEEDS])
-    sweep = go([job("kto", rate["kto"], seed, answers=True, parameters={"desirable_weight": w}) for w in (0.5, 1.0, 2.0) for seed in SEEDS])
+    weighed = [{**r, "parameters": {"desirable_weight": 1.0}} for r in runs if r["method"] == "kto"]
+    sweep = weighed + go([job("kto", rate["kto"], seed, answers=True, parameters={"desirable_weight": w}) for w in (0.5, 2.0) for seed in SEEDS])
     one = go([job("kto", rate["kto"], seed, rows="one", answers=True) for seed in SEEDS])
     base, = go([job("base", 0, 0, answers=True)])
     from ftcourse.cli import _machine
     from ftcourse.tune.trainer import versions
+    all_runs = {json.dumps(r, sort_keys=True): r for r in grid + runs + online + sweep[len(weighed):] + one}.values()
     found = dict(command="python tests/studies/objectives.py " + " ".join(sys.argv[1:]), commit=subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r.get("seconds", 0) for r in grid + runs + online + sweep + one)), seeds=SEEDS, n_pairs=a.pairs,
-                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data(a.pairs)[2]], base=base, grid=grid, sft=[r for r in runs if r["method"] == "sft"],
+                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r["seconds"] for r in all_runs)), seeds=SEEDS, n_pairs=a.pairs,
+                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data(a.pairs)[2]], base=base, grid=[{k: v for k, v in r.items() if k not in ("curve", "answers")} for r in grid], sft=[r for r in runs if r["method"] == "sft"],
                  runs=[r for r in runs if r["method"] != "sft"], online=online, kto_sweep=sweep, kto_one=one, kto_two=[r for r in runs if r["method"] == "kto"])
     path = ROOT/"data"/"results"/"objectives.json"
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{path.relative_to(ROOT)}: {len(grid + runs + online + sweep + one)} runs, {time.time() - started:.0f} s now")
+    print(f"{path.relative_to(ROOT)}: {len(all_runs)} runs, {time.time() - started:.0f} s now")
 
 
 if __name__ == "__main__": main()
