@@ -15,8 +15,9 @@ sets = ["ftcourse._sets"] + ["ftcourse._sets." + ".".join(d.relative_to(here / "
 runtime = ["torch>=2.11", "transformers>=5.15,<6", "peft>=0.20", "datasets>=4.0", "accelerate>=1.14", "safetensors>=0.8",
            "gguf>=0.19", "numpy>=2.1", "matplotlib>=3.10", "typer>=0.27", "rich>=13.9"]
 notebooks = ["jupyterlab", "ipywidgets"]
+quant = ["bitsandbytes>=0.48"]
 dev = ["nbdev>=2.4.14,<3", "execnb<0.2", "fastcore<2", "ghapi<2", "fastgit==0.1.4", "jupytext", "nbclient", "ipykernel", "jupyterlab",
-       "pytest", "pytest-xdist", "hypothesis", "scipy", "scikit-learn", "trl==1.16.0", "ruff", "build", "uv",
+       "pytest", "pytest-xdist", "hypothesis", "scipy", "scikit-learn", "trl==1.16.0", *quant, "ruff", "build", "uv",
        "sphinx==9.0.4", "myst-nb==1.4.0", "myst-parser==5.2.0", "sphinx-book-theme==1.4.0", "pydata-sphinx-theme==0.20.0",
        "sphinx-design==0.8.0", "sphinx-togglebutton==0.4.5", "sphinx-copybutton==0.5.2", "sphinx-autobuild", "playwright"]
 
@@ -36,6 +37,6 @@ setup(
     package_dir={"ftcourse._sets": "data"},
     package_data={"": ["*.json", "*.jsonl", "*.gz", "*.csv", "*.md", "*.txt", "LICENSE*", "py.typed"]},
     install_requires=runtime,
-    extras_require={"trl": ["trl==1.16.0"], "notebooks": notebooks, "dev": dev},
+    extras_require={"quant": quant, "trl": ["trl==1.16.0"], "notebooks": notebooks, "dev": dev},
     entry_points={"console_scripts": ["ftcourse = ftcourse.cli:main"], "nbdev": ["ftcourse = ftcourse._modidx:d"]},
 )

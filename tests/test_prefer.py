@@ -93,7 +93,7 @@ def test_long_rows_are_an_error_or_dropped_aloud(capsys):
 
 @pytest.mark.parametrize("options, words", [
     (dict(objective="dppo"), "no objective 'dppo'"), (dict(betta=1), "no parameter betta"), (dict(beta="1"), "must be a finite number"), (dict(reference="later"), "reference='later'"),
-    (dict(method="full", reference="online"), "switches a new adapter off"), (dict(method="qlora"), "method='qlora'"), (dict(eval_data=LABELS), "eval_data holds labels"),
+    (dict(method="full", reference="online"), "switches a new adapter off"), (dict(method="best"), "method='best'"), (dict(eval_data=LABELS), "eval_data holds labels"),
     (dict(lr=0), "lr"), (dict(on_long="cut"), "on_long"), (dict(max_len=1), "max_len=1"),
 ])
 def test_wrong_options(options, words):

@@ -197,7 +197,7 @@ def test_data_that_cannot_be_used(data, match):
     with pytest.raises(ValueError, match=match): finetune("tiny", data, **QUICK)
 
 
-@pytest.mark.parametrize("bad,match", [(dict(lr=0), "lr=0"), (dict(lr=-1e-3), "lr=-0.001"), (dict(batch_size=0), "batch_size=0"), (dict(method="qlora"), "'lora' and 'full'"),
+@pytest.mark.parametrize("bad,match", [(dict(lr=0), "lr=0"), (dict(lr=-1e-3), "lr=-0.001"), (dict(batch_size=0), "batch_size=0"), (dict(method="best"), "'lora', 'qlora' and 'full'"),
     (dict(r=0), "r=0"), (dict(dropout=1.), "dropout"), (dict(targets=["nothing"]), "matches no linear layer"), (dict(patience=2), "patience=2 needs"),
     (dict(n_epochs=-1), "n_epochs=-1"), (dict(max_len=10), "12 of 12 rows.*|12 of 12 rows"), (dict(schedule="x"), "schedule='x'"), (dict(max_len=0), "max_len=0")])
 def test_options_that_cannot_be(bad, match):

@@ -300,7 +300,7 @@ def prefer(
     n_epochs:float=1, lr:float=None, # None: the objective's usual rate for LoRA, a hundredth of it for full training
     batch_size:int=8, accumulate:int=1, # prompts in a forward pass; passes in a step
     r:int=8, lora_alpha:float=16, targets="all-linear", # of a new adapter; `alpha` is a parameter of some objectives
-    method:str="lora", # or "full": all weights, in float32
+    method:str="lora", # "qlora": LoRA on a base in 4-bit codes, which is the reference too; or "full": all weights, in float32
     max_len:int=None, on_long:str="error", # most tokens of a prompt and a reply; longer rows are an error, or "drop"
     seed:int=0, schedule:str="linear", warmup:float=0.05,
     patience:int=None, # stop after so many evaluations without a better validation loss
@@ -313,7 +313,7 @@ def prefer(
 )->Bot:
     "Train a model on preferences, and get something to chat with."
     goal, spec, settings = make_objective(objective, **parameters), get_method(objective), objective_settings(objective, **parameters)
-    lr = lr if lr is not None else spec.lr if method == "lora" else spec.lr/100
+    lr = lr if lr is not None else spec.lr/100 if method == "full" else spec.lr
     run = Run(lr=lr, n_epochs=n_epochs, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate, schedule=schedule, warmup=warmup, seed=seed,
               patience=patience, eval_every=eval_every, save_every=save_every, report_to=report_to, progress=progress)
     (rows, kind), (eval_rows, eval_kind) = (preference_rows(d) if d is not None else ([], None) for d in (data, eval_data))
@@ -322,7 +322,7 @@ def prefer(
     trees, eval_trees = (preference_trees(rs, tokenizer, limit, on_long) if rs else [] for rs in (rows, eval_rows))
     _check_data(spec, settings, kind, trees, batch_size)
     if spec.data == "labels": trees, eval_trees = (mismatch(ts, seed, limit) if ts else [] for ts in (trees, eval_trees))
-    can_switch, path = method == "lora" and not has_lora(model), cache or (Path(out)/"reference.safetensors" if out else None)
+    can_switch, path = method != "full" and not has_lora(model), cache or (Path(out)/"reference.safetensors" if out else None)
     if method == "full": model.float() # before the reference is asked: the policy starts as exactly the same model
     if spec.reference: trees, eval_trees = _add_reference(model, tokenizer, trees, eval_trees, reference, can_switch, run.n_steps(len(trees))*batch_size*accumulate, path, progress)
     make_trainable(model, method, r, lora_alpha, targets, 0.0, seed, checkpointing)

@@ -7,6 +7,7 @@ __all__ = ['LoRALinear', 'has_lora', 'lora_parameters', 'find_targets', 'add_lor
 # %% ../../nbs/3_tune/lora.ipynb #0533fb56
 import json, math, os, re, warnings
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 import torch
 from torch import nn
@@ -14,19 +15,24 @@ from torch.nn import functional as F
 from ..exercises import exercise
 
 # %% ../../nbs/3_tune/lora.ipynb #8a8db250
+def _is_quantized(layer): return isinstance(layer, nn.Linear) and hasattr(layer, 'dequantize') # as those of ftcourse.tune.quantize
+
+def _matrix(W0, x): return W0 if torch.is_tensor(W0) else W0.dequantize(x.dtype)
+
 class _LoRAFunction(torch.autograd.Function):
     "For n layers that share x: W0 x + b + scale·B A x each, and the gradients for x, A and B."
     @staticmethod
-    def forward(ctx, x, scale, n, *weights): # x (..., k); then n times W0 (d, k), n biases or None, n A (r, k), n B (d, r)
+    def forward(ctx, x, scale, n, *weights): # x (..., k); then n times W0 (d, k) or a quantised layer, n biases or None, n A (r, k), n B (d, r)
         W0s, biases, As, Bs = (weights[i*n:(i+1)*n] for i in range(4))
         x2 = x.reshape(-1, x.shape[-1])                                # (T, k)
         a = (torch.cat(As) if n > 1 else As[0]).to(x.dtype)            # (n·r, k): x's type, once
         bts = [(B.T*scale).to(x.dtype, memory_format=torch.contiguous_format) for B in Bs] # (r, d) each
         ctx.ranks = [len(A) for A in As]
         h = x2 @ a.T                                                   # (T, n·r): x is read once for all
-        outs = [F.linear(x2, W0, bias).addmm_(hi, bt)                  # (T, d): added in place, no second (T, d) array
+        outs = [F.linear(x2, _matrix(W0, x), bias).addmm_(hi, bt)      # (T, d): added in place, no second (T, d) array
                 for W0, bias, hi, bt in zip(W0s, biases, h.split(ctx.ranks, 1), bts)]
-        ctx.save_for_backward(x2, a, h, *W0s, *bts)
+        ctx.save_for_backward(x2, a, h, *[W0 if torch.is_tensor(W0) else None for W0 in W0s], *bts)
+        ctx.quantized = [None if torch.is_tensor(W0) else W0 for W0 in W0s] # their matrices aren't kept, but made again
         ctx.scale, ctx.n, ctx.shape, ctx.dtype = scale, n, x.shape, As[0].dtype
         return tuple(out.view(*x.shape[:-1], -1) for out in outs)
 
@@ -34,13 +40,13 @@ class _LoRAFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *dys):
         x2, a, h, *rest = ctx.saved_tensors
-        W0s, bts = rest[:ctx.n], rest[ctx.n:]
+        W0s, bts = [q or W0 for q, W0 in zip(ctx.quantized, rest)], rest[ctx.n:]
         dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]             # (T, d) each
         gs = [dy @ bt.T for dy, bt in zip(dys, bts)]                   # (T, r) each
         g, dx = torch.cat(gs, 1) if ctx.n > 1 else gs[0], None
         if ctx.needs_input_grad[0]:
-            dx = dys[0] @ W0s[0]                                       # (T, k), and all else is added into it
-            for dy, W0 in zip(dys[1:], W0s[1:]): dx.addmm_(dy, W0)
+            dx = dys[0] @ _matrix(W0s[0], x2)                          # (T, k), and all else is added into it
+            for dy, W0 in zip(dys[1:], W0s[1:]): dx.addmm_(dy, _matrix(W0, x2))
             dx = dx.addmm_(g, a).view(ctx.shape)
         dAs = (g.T @ x2).to(ctx.dtype).split(ctx.ranks)                # (r, k) each
         dBs = [(hi.T @ dy).to(ctx.dtype).mul_(ctx.scale).T for hi, dy in zip(h.split(ctx.ranks, 1), dys)] # (d, r) each
@@ -75,9 +81,10 @@ class LoRALinear(nn.Module):
         self.scale = alpha/math.sqrt(r) if use_rslora else alpha/r
         A = torch.empty(r, k)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator) # uniform in ±1/sqrt(k), as PEFT
-        self.A = nn.Parameter(A.to(base.weight.device))                                    # (r, k)
-        self.B = nn.Parameter(torch.zeros(d, r, device=base.weight.device)) # (d, r): zero, so training starts at the base
-        self.n_off, self.W0 = 0, None # adapters_off's depth; the base's own weight while merged
+        device = next(chain(base.parameters(), base.buffers())).device
+        self.A = nn.Parameter(A.to(device))                 # (r, k)
+        self.B = nn.Parameter(torch.zeros(d, r, device=device)) # (d, r): zero, so training starts at the base
+        self.n_off, self.W0 = 0, None # adapters_off's depth; while merged the base's own weight, or the quantised base itself
         self.group, self.ready = (self,), None # layers that read the same x; what the group's first has worked out for this one
 
     in_features  = property(lambda self: self.A.shape[1])
@@ -87,14 +94,16 @@ class LoRALinear(nn.Module):
     merged = property(lambda self: self.W0 is not None)
 
     def forward(self, x): # (..., k) -> (..., d)
-        if self.n_off and self.merged: return torch.func.functional_call(self.base, {'weight': self.W0}, x)
+        if self.n_off and self.merged: return self.W0(x) if _is_quantized(self.W0) else torch.func.functional_call(self.base, {'weight': self.W0}, x)
         if self.n_off or self.merged: return self.base(x)
         if self._is_plain(): return self._fast(x)
         if torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
         h = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x.dtype))
         return self.base(x) + F.linear(h, (self.B*self.scale).to(x.dtype))
 
-    def _is_plain(self): return type(self.base) is nn.Linear and not (self.dropout and self.training)
+    def _is_plain(self):
+        fits = type(self.base) is nn.Linear or _is_quantized(self.base) and torch.is_grad_enabled() # else its own way is faster
+        return fits and not (self.dropout and self.training)
 
     def _fast(self, x):
         ready, self.ready = self.ready, None
@@ -105,8 +114,8 @@ class LoRALinear(nn.Module):
         layers = self.group if self._leads() else (self,)
         low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
         cast = lambda t: t if t is None or low is None else t.to(low)
-        outs = _LoRAFunction.apply(cast(x), self.scale, len(layers), *[cast(m.base.weight) for m in layers], *[cast(m.base.bias) for m in layers],
-                                   *[m.A for m in layers], *[m.B for m in layers])
+        outs = _LoRAFunction.apply(cast(x), self.scale, len(layers), *[m.base if _is_quantized(m.base) else cast(m.base.weight) for m in layers],
+                                   *[cast(m.base.bias) for m in layers], *[m.A for m in layers], *[m.B for m in layers])
         for m, out in zip(layers[1:], outs[1:]): m.ready = (x, m._versions(x), out)
         return outs[0]
 
@@ -118,7 +127,7 @@ class LoRALinear(nn.Module):
 
     def _apply(self, fn, recurse=True): # .to(), .half(), .cuda() ...: A and B follow to the device and stay float32
         if recurse: self.base._apply(fn)
-        if self.merged: self.W0 = fn(self.W0)
+        if self.merged: self.W0 = self.W0._apply(fn) if _is_quantized(self.W0) else fn(self.W0)
         return super()._apply(lambda t: t.to(fn(t).device), recurse=False)
 
     def delta(self): # (d, k) or, for Conv1D, (k, d): as the base stores it, float32
@@ -131,6 +140,12 @@ class LoRALinear(nn.Module):
 # %% ../../nbs/3_tune/lora.ipynb #06895a27
 def _layers(model): # {name: LoRALinear}, in the model's order
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+def _parts(model): # {name: layer} of all that an adapter may put around the base: LoRALinear, and TokenRows of the adapters chapter
+    return {n: m for n, m in model.named_modules() if hasattr(m, 'n_off')}
+
+def _rows(model): # {name: TokenRows}
+    return {n: m for n, m in _parts(model).items() if not isinstance(m, LoRALinear)}
 
 def _need_layers(model, what):
     found = _layers(model)
@@ -145,13 +160,13 @@ def has_lora(
 
 def lora_parameters(
     model:nn.Module, # after `add_lora` or `load_adapter`
-)->list: # of A and B of each layer, float32
-    "The weights that LoRA trains, for an optimiser."
-    return [p for m in _need_layers(model, 'lora_parameters').values() for p in (m.A, m.B)]
+)->list: # of A and B of each layer, and rows of new tokens if there are any; float32
+    "The weights that an adapter trains, for an optimiser."
+    return [p for m in _need_layers(model, 'lora_parameters').values() for p in (m.A, m.B)] + [m.rows for m in _rows(model).values() if not m.shared]
 
 # %% ../../nbs/3_tune/lora.ipynb #04f66901
 def _linears(model): # {name: layer} LoRA can wrap
-    inside = tuple(f'{n}.' for n in _layers(model))
+    inside = tuple(f'{n}.' for n in _parts(model))
     return {n: m for n, m in model.named_modules() if not n.startswith(inside)
             and (isinstance(m, nn.Linear) or (type(m).__name__ == 'Conv1D' and hasattr(m, 'nf')))}
 
@@ -206,7 +221,7 @@ def add_lora(
     names, gen = find_targets(model, targets), torch.Generator().manual_seed(seed)
     new = {n: LoRALinear(model.get_submodule(n), r, alpha, dropout, use_rslora, gen) for n in names}
     model.requires_grad_(False)
-    for n, layer in new.items(): _replace(model, n, layer.train(model.training).requires_grad_(True)); layer.base.requires_grad_(False)
+    for n, layer in new.items(): _replace(model, n, layer.train(model.training))
     _group(new)
     return model
 
@@ -223,7 +238,8 @@ def remove_lora(
     model:nn.Module,
 )->nn.Module: # the same model with plain layers again
     "Take the LoRA layers off: the base again, or, after `merge`, the merged model, ready to be saved as any other."
-    for n, layer in _need_layers(model, 'remove_lora').items(): _replace(model, n, layer.base)
+    _need_layers(model, 'remove_lora')
+    for n, layer in _parts(model).items(): _replace(model, n, layer.base)
     return model
 
 # %% ../../nbs/3_tune/lora.ipynb #62dc24c7
@@ -232,28 +248,41 @@ def adapters_off(
     model:nn.Module,
 ):
     "Inside this context the model is its base, exactly, merged or not. Contexts may nest."
-    layers = list(_need_layers(model, 'adapters_off').values())
+    _need_layers(model, 'adapters_off')
+    layers = list(_parts(model).values())
     for m in layers: m.n_off += 1
     try: yield model
     finally:
         for m in layers: m.n_off -= 1
 
 # %% ../../nbs/3_tune/lora.ipynb #cc7dc7c1
+def _dense(layer): # an nn.Linear that multiplies by what a quantised layer's codes stand for
+    new = nn.Linear(layer.in_features, layer.out_features, bias=False, device='meta')
+    new.weight, new.bias = nn.Parameter(layer.dequantize(), requires_grad=False), layer.bias
+    return new.train(layer.training)
+
 @torch.no_grad()
 def merge(
     model:nn.Module,
 )->nn.Module: # the same model
-    "Add each update to its base weight: W0 + scale·B A, in float32, then W0's dtype. W0 is kept, so that `unmerge` is exact."
+    "Add each update to its base weight, a quantised one dequantised (#88): W0 + scale·B A, in float32, then W0's dtype. W0 or its codes are kept, so that `unmerge` is exact."
     layers = _need_layers(model, 'merge')
     if any(m.merged for m in layers.values()): raise ValueError("merge: this model is merged already; a second time would add the update twice.")
     counts = {}
     for _, p in model.named_parameters(remove_duplicate=False): counts[id(p)] = counts.get(id(p), 0) + 1
-    tied = [n for n, m in layers.items() if counts[id(m.base.weight)] > 1]
+    plain = {n: m for n, m in layers.items() if not _is_quantized(m.base)}
+    odd = [n for n, m in plain.items() if not m.base.weight.is_floating_point() or m.base.weight.numel() != m.in_features*m.out_features]
+    if odd: raise ValueError(f"merge: {odd[0]} is a {type(layers[odd[0]].base).__name__} with a weight in codes that can't be read here. "
+        "Open the base unquantised, call quantize_model(model) of ftcourse.tune.quantize, and load the adapter onto that.")
+    tied = [n for n, m in plain.items() if counts[id(m.base.weight)] > 1]
     if tied: raise ValueError(f"merge: {tied} share their weight with another layer (tied embeddings), which would change too. "
         "Untie it or leave it out of targets.")
     for m in layers.values():
-        m.W0 = m.base.weight.data
-        m.base.weight.data = (m.W0.float() + m.delta()).to(m.W0.dtype)
+        if _is_quantized(m.base): m.W0, m.base = m.base, _dense(m.base)
+        else: m.W0 = m.base.weight.data
+        W0 = m.base.weight.data
+        m.base.weight.data = (W0.float() + m.delta()).to(W0.dtype)
+    for m in _rows(model).values(): m.merge()
     return model
 
 def unmerge(
@@ -262,16 +291,19 @@ def unmerge(
     "Put the base weights back, bit for bit."
     layers = _need_layers(model, 'unmerge')
     if not all(m.merged for m in layers.values()): raise ValueError("unmerge: this model isn't merged. Call merge(model) first.")
-    for m in layers.values(): m.base.weight.data, m.W0 = m.W0, None
+    for m in layers.values():
+        if _is_quantized(m.W0): m.base, m.W0 = m.W0, None
+        else: m.base.weight.data, m.W0 = m.W0, None
+    for m in _rows(model).values(): m.unmerge()
     return model
 
 # %% ../../nbs/3_tune/lora.ipynb #b4cae66e
 def lora_state(
     model:nn.Module,
-)->dict: # PEFT's key: A or B
-    "A and B of every layer under the names PEFT gives them."
-    return {f'base_model.model.{n}.lora_{x}.weight': getattr(m, x).detach()
-            for n, m in _need_layers(model, 'lora_state').items() for x in 'AB'}
+)->dict: # PEFT's key: A, B or rows
+    "A and B of every layer, and rows of new tokens, under the names PEFT gives them."
+    layers = {f'base_model.model.{n}.lora_{x}.weight': getattr(m, x).detach() for n, m in _need_layers(model, 'lora_state').items() for x in 'AB'}
+    return layers | {f'base_model.model.{n}.token_adapter.trainable_tokens_delta': m.rows.detach() for n, m in _rows(model).items() if not m.shared}
 
 # %% ../../nbs/3_tune/lora.ipynb #5c819587
 def _write(path, data): # bytes, whole or not at all
@@ -299,7 +331,8 @@ def save_adapter(
         "r, alpha, dropout or use_rslora, and the file has one value for each.")
     config = dict(peft_type='LORA', task_type='CAUSAL_LM', base_model_name_or_path=base_name or getattr(model, 'name_or_path', None) or None,
         r=first.r, lora_alpha=first.alpha, lora_dropout=first.dropout, use_rslora=first.use_rslora, bias='none', inference_mode=True,
-        fan_in_fan_out=not isinstance(first.base, nn.Linear), target_modules=_short(layers, {**_linears(model), **layers}))
+        fan_in_fan_out=not isinstance(first.base, nn.Linear), target_modules=_short(layers, {**_linears(model), **layers}),
+        trainable_token_indices={n.rsplit('.', 1)[-1]: m.ids.tolist() for n, m in _rows(model).items() if not m.shared} or None)
     dir = Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     state = {k: v.cpu().contiguous() for k, v in lora_state(model).items()}
@@ -331,7 +364,7 @@ def _read_config(dir):
     if not isinstance(config, dict) or config.get('peft_type') != 'LORA': raise ValueError("load_adapter: adapter_config.json isn't of a LoRA "
         "adapter (peft_type must be 'LORA').")
     for k, plain in (('bias', 'none'), ('use_dora', False), ('lora_bias', False), ('modules_to_save', None), ('rank_pattern', {}), ('alpha_pattern', {}),
-                     ('layer_replication', None), ('trainable_token_indices', None), ('target_parameters', None)):
+                     ('layer_replication', None), ('target_parameters', None)):
         if config.get(k, plain) not in (plain, None, [], {}, False): raise ValueError(f"load_adapter: the adapter uses {k}={config[k]!r}, which this "
             "course's LoRA doesn't have. Open it with peft.PeftModel.from_pretrained.")
     for k in ('r', 'lora_alpha'):
@@ -339,6 +372,11 @@ def _read_config(dir):
     return config
 
 # %% ../../nbs/3_tune/lora.ipynb #584db424
+def _check_tensor(key, tensor, shape, config): # ValueError that names the tensor if it isn't made of finite numbers or has another shape
+    if tuple(tensor.shape) != shape: raise ValueError(f"load_adapter: tensor {key!r} has shape {tuple(tensor.shape)}, but this model with r={config['r']} needs {shape}. "
+        f"The adapter was trained on {config.get('base_model_name_or_path')!r}.")
+    if not tensor.is_floating_point() or not tensor.isfinite().all(): raise ValueError(f"load_adapter: tensor {key!r} holds values that aren't finite numbers. The file is damaged.")
+
 def _check_tensors(model, config, tensors): # names of the layers, or a ValueError that names the first tensor that doesn't fit
     linears, r = _linears(model), int(config['r'])
     for n, m in _layers(model).items(): linears[n] = m.base
@@ -354,19 +392,26 @@ def _check_tensors(model, config, tensors): # names of the layers, or a ValueErr
     for k, t in tensors.items():
         if k not in shapes: raise ValueError(f"load_adapter: tensor {k!r} belongs to no linear layer of this model. "
             f"The adapter was trained on {config.get('base_model_name_or_path')!r}.")
-        if tuple(t.shape) != shapes[k]: raise ValueError(f"load_adapter: tensor {k!r} has shape {tuple(t.shape)}, but this model with r={r} needs {shapes[k]}. "
-            f"The adapter was trained on {config.get('base_model_name_or_path')!r}.")
-        if not t.is_floating_point() or not t.isfinite().all(): raise ValueError(f"load_adapter: tensor {k!r} holds values that aren't finite numbers. The file is damaged.")
+        _check_tensor(k, t, shapes[k], config)
     missing = [key(n, x) for n in names for x in 'AB' if key(n, x) not in tensors]
     if missing: raise ValueError(f"load_adapter: tensor {missing[0]!r} is missing ({len(missing)} in all). Copy or save the adapter again.")
     if not names: raise ValueError("load_adapter: the file holds no tensors.")
     return names
 
 # %% ../../nbs/3_tune/lora.ipynb #67a9eaec
+def _saved_tokenizer(dir, config): # of an adapter with new tokens: the one beside it knows them, the base's doesn't
+    if not config.get('trainable_token_indices') or not (dir/'tokenizer_config.json').exists(): return None
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(dir)
+
+def _trained_on_codes(dir): # whether `Bot.save` wrote down that the adapter's base was quantised
+    note = dir/'ftcourse.json'
+    return note.exists() and bool(json.loads(note.read_text(encoding='utf-8')).get('quantized'))
+
 def load_adapter(
     dir, # folder with adapter_config.json and adapter_model.safetensors, ours or PEFT's
     model:nn.Module=None, # the base, with or without LoRA layers (they are replaced); None: open the recorded one
-    tokenizer=None, # handed back; None with model=None: the base's
+    tokenizer=None, # handed back; None with model=None: the base's, or the one beside an adapter with new tokens
     device=None, dtype=None, # for the base, as in `ftcourse.models.load`
 )->tuple: # (model, tokenizer)
     "Put a saved adapter on its base. Everything is checked first: after a ValueError the model is as it was."
@@ -378,16 +423,21 @@ def load_adapter(
         if not base_name: raise ValueError("load_adapter: adapter_config.json doesn't say which base it is for. Open the base yourself and pass it as model=.")
         from ftcourse.models import load
         model, own = load(base_name, device=device, dtype=dtype)
-        tokenizer = tokenizer or own
+        tokenizer = tokenizer or _saved_tokenizer(dir, config) or own
     elif base_name and (getattr(model, 'name_or_path', '') or base_name) != base_name:
         warnings.warn(f"load_adapter: the adapter was trained on {base_name!r}; this model is {model.name_or_path!r}.")
-    names = _check_tensors(model, config, tensors)
+    from ftcourse.tune.adapters import _check_rows, _put_rows
+    ids, rows = _check_rows(model, config, tensors, tokenizer)
+    names = _check_tensors(model, config, {k: t for k, t in tensors.items() if 'token_adapter' not in k})
     if any(m.merged for m in _layers(model).values()): raise ValueError("load_adapter: this model is merged. Call unmerge(model) first.")
     if _layers(model): remove_lora(model)
     exact = '|'.join(re.escape(n) for n in names)
     add_lora(model, int(config['r']), config['lora_alpha'], exact, config.get('lora_dropout') or 0.0, bool(config.get('use_rslora')))
     for n, m in _layers(model).items():
         for x in 'AB': getattr(m, x).data.copy_(tensors[f'base_model.model.{n}.lora_{x}.weight'])
+    _put_rows(model, ids, rows)
+    if _trained_on_codes(dir) and not any(_is_quantized(m) for m in model.modules()): warnings.warn("load_adapter: this adapter was trained on a base in 4-bit codes, "
+        "and sits on the original weights now, so its answers differ a little. quantize_model(model) of ftcourse.tune.quantize gives that base.")
     return model, tokenizer
 
 # %% ../../nbs/3_tune/lora.ipynb #d5c46941

@@ -7,14 +7,16 @@ __all__ = ['SFT', 'sft_loss', 'constant_system', 'is_set', 'sft_rows', 'Bot', 'o
 # %% ../../nbs/3_tune/sft.ipynb #f0c42bf8
 import json
 from pathlib import Path
+import torch
 from torch import Tensor
 from ..data.batches import encode_rows
 from ..data.formats import row_kind, to_messages
 from ..data.reading import read_rows
 from ..data.sets import load_set
 from ..exercises import exercise
-from ..models import _quiet, generate, load
+from ..models import _quiet, generate, load, pick_device, pick_dtype
 from .lora import add_lora, has_lora, lora_parameters, save_adapter
+from .quantize import is_quantized, quantize_model
 from .trainer import Objective, Run, TreeTrainer
 
 # %% ../../nbs/3_tune/sft.ipynb #3c401ed8
@@ -100,10 +102,12 @@ class Bot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if has_lora(self.model): save_adapter(self.model, folder)
+        elif is_quantized(self.model): raise ValueError("Bot.save: this model's weights are 4-bit codes without an adapter, and no checkpoint holds those. Save the model it was made from.")
         else:
             with _quiet(): self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder/"ftcourse.json").write_text(json.dumps({"system": self.system}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        note = {"system": self.system, **({"quantized": "nf4"} if is_quantized(self.model) else {})} # an adapter's file doesn't say what kind of base it was trained on
+        (folder/"ftcourse.json").write_text(json.dumps(note, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         return folder
 
     def __repr__(self): return f"Bot({getattr(self.model, 'name_or_path', '?')!r}, system={self.system!r}, out={str(self.out) if self.out else None!r})"
@@ -113,25 +117,34 @@ def open_model(
     model, # a name or folder for `load`, or (model, tokenizer)
     device=None, dtype=None, # as `load` takes them
     max_len:int=None, # most tokens that a row may have
-    method:str="lora", # or "full"
+    method:str="lora", # "qlora": on a base in 4-bit codes; or "full"
 )->tuple: # the model's name, the model, its tokenizer, and the longest row in tokens that it takes
     "The model to train, after a look at what was asked."
     if max_len is not None and max_len < 2: raise ValueError(f"max_len={max_len}, but a row has at least 2 tokens.")
-    if method not in ("lora", "full"): raise ValueError(f"method={method!r}, but there are 'lora' and 'full'.")
+    if method not in ("lora", "qlora", "full"): raise ValueError(f"method={method!r}, but there are 'lora', 'qlora' and 'full'.")
     name = str(model) if isinstance(model, (str, Path)) else getattr(model[0], "name_or_path", "model")
-    model, tokenizer = load(model, device=device, dtype=dtype) if isinstance(model, (str, Path)) else model
+    model, tokenizer = _opened(model, device, dtype, method) if isinstance(model, (str, Path)) else model
+    if method == "qlora" and not is_quantized(model): quantize_model(model, device=device)
     limit = min(filter(None, (max_len, getattr(model.config, "max_position_embeddings", None))), default=None)
     return name, model, tokenizer, limit
 
 
+def _opened(name, device, dtype, method):
+    device = torch.device(device or pick_device())
+    if method != "qlora" or device.type == "cpu": return load(name, device=device, dtype=dtype)
+    model, tokenizer = load(name, device="cpu", dtype=dtype or pick_dtype(device)) # its 16-bit weights needn't fit on the device
+    return quantize_model(model, device=device), tokenizer
+
+
 def make_trainable(
     model, # changed in place
-    method:str="lora", # or "full": all weights, in float32
+    method:str="lora", # "qlora", the same on a base that `open_model` quantised; or "full": all weights, in float32
     r:int=8, alpha:float=16, targets="all-linear", dropout:float=0.0, seed:int=0, # of new LoRA layers
     checkpointing:bool=False, # compute activations again in the backward pass
 ):
     "LoRA layers on a frozen model, the ones it has or new ones; or all of its weights."
     if method == "full" and has_lora(model): raise ValueError("method='full', but this model has an adapter. Call merge(model) and remove_lora(model) first, or train the adapter on with 'lora'.")
+    if method == "full" and is_quantized(model): raise ValueError("method='full', but this model's weights are 4-bit codes, which can't be trained. Use 'qlora', or open the model again.")
     if method == "full": model.float().requires_grad_(True)
     elif has_lora(model): [p.requires_grad_(True) for p in lora_parameters(model)]
     else: add_lora(model, r, alpha, targets, dropout, seed=seed)
@@ -164,7 +177,7 @@ def finetune(
     n_epochs:float=3, lr:float=None, # None: 1e-3 for LoRA, 1e-5 for full training
     batch_size:int=8, accumulate:int=1, # prompts in a forward pass; passes in a step
     r:int=8, alpha:float=16, dropout:float=0.0, targets="all-linear", # of the LoRA layers
-    method:str="lora", # or "full": all weights, in float32
+    method:str="lora", # "qlora": LoRA on a base in 4-bit codes; or "full": all weights, in float32
     max_len:int=None, # most tokens of a row; longer ones are an error, with their number
     seed:int=0, schedule:str="linear", warmup:float=0.05,
     patience:int=None, # stop after so many evaluations without a better validation loss
@@ -174,7 +187,7 @@ def finetune(
     progress:bool=True, eval_every:int=None, save_every:int=None,
 )->Bot:
     "Fine-tune a model on prompts and replies, and get something to chat with."
-    lr = lr if lr is not None else 1e-3 if method == "lora" else 1e-5
+    lr = lr if lr is not None else 1e-5 if method == "full" else 1e-3
     run = Run(lr=lr, n_epochs=n_epochs, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate, schedule=schedule, warmup=warmup, seed=seed,
               patience=patience, eval_every=eval_every, save_every=save_every, report_to=report_to, progress=progress)
     rows = sft_rows(data)

@@ -1,4 +1,4 @@
-"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [sft] [dpo] [--rounds 3] [--steps 12]
+"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [compiled] [sft] [dpo] [--rounds 3] [--steps 12]
 
 Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure. With --keep also data/results/bench_NAME.json, which a chapter shows.
 """
@@ -38,6 +38,10 @@ def table(rows):
 
 def startup(a):
     return child("startup.py")
+
+
+def compiled(a):
+    return child("compiled.py")
 
 
 def sft(a):
@@ -103,7 +107,7 @@ def scaling(model, words, replies, steps=4, pairs=4):
     return found
 
 
-BENCHES = dict(startup=startup, sft=sft, dpo=dpo)
+BENCHES = dict(startup=startup, compiled=compiled, sft=sft, dpo=dpo)
 
 
 def main():

@@ -5,11 +5,10 @@
 About an hour on two cores. Each run is a process of its own and writes one file into the folder; what is there already is not run again. At the end all of it goes to
 data/results/objectives.json, which the chapter 4_align/shootout reads.
 """
-import argparse, json, multiprocessing, os, subprocess, sys, time
-from pathlib import Path
+import json, time
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+from common import do, options, save
+
 SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 64, 16, 12, 48, 8
 
 
@@ -71,16 +70,14 @@ def train(job, folder):
     return bot, time.time() - started
 
 
-def run(job, folder, path):
-    "One run, in a process of its own, and its record."
+def run(job, folder):
+    "What one run found."
     import resource
-    import torch
     from ftcourse.models import load
-    torch.set_num_threads(job["threads"])
     _, held, prompts = data(job["pairs"])
     model, tokenizer = load("smollm2-135m")
     before, lengths = held_out(model, tokenizer, held, folder/"held-out.safetensors")
-    found = {k: v for k, v in job.items() if k not in ("threads", "answers", "pairs")}
+    found = {}
     if job["method"] == "base": bot, base = None, (model, tokenizer)
     else:
         del model
@@ -95,29 +92,7 @@ def run(job, folder, path):
         answers = generate(model, tokenizer, prompts, max_new_tokens=N_TOKENS)
         found |= dict(length=sum(len(tokenizer(a)["input_ids"]) for a in answers)/len(answers), answers=answers[:8])
         if bot: found["kl"], found["kl_se"] = sampled_kl(model, tokenizer, prompts, max_new_tokens=N_TOKENS, seed=job["seed"])
-    path.write_text(json.dumps(found))
-
-
-def do(jobs, folder, workers):
-    "Run what isn't there yet, several at once; the records of all jobs, in their order."
-    from tqdm import tqdm
-    name = lambda job: folder/("_".join(f"{k}={v}" for k, v in sorted(job.items()) if k not in ("threads", "parameters")) + "".join(f"_{k}={v:g}" for k, v in job.get("parameters", {}).items()) + ".json")
-    paths, todo, going = [name(j) for j in jobs], [j for j in jobs if not name(j).exists()], []
-    fork = multiprocessing.get_context("fork")
-    bar = tqdm(total=len(todo), unit="run")
-    while todo or going:
-        while todo and len(going) < workers:
-            job = todo.pop(0)
-            child = fork.Process(target=run, args=(job, folder, name(job)))
-            child.start()
-            going.append((child, job))
-        time.sleep(0.2)
-        for child, job in [g for g in going if not g[0].is_alive()]:
-            going.remove((child, job))
-            bar.update()
-            if child.exitcode: sys.exit(f"the run {job} failed with exit code {child.exitcode}; what is finished is kept, start again to go on")
-    bar.close()
-    return [json.loads(p.read_text()) for p in paths]
+    return found
 
 
 def best(runs):
@@ -127,20 +102,14 @@ def best(runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2, help="runs at once, each on its share of the cores")
+    parser = options(__doc__, "objectives", tiny=False)
     parser.add_argument("--pairs", type=int, default=256, help="to train on")
     parser.add_argument("--methods", nargs="+", help="of the objectives; all of them by default")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 4e-4, 1.6e-3], help="learning rates of the grid")
-    parser.add_argument("--folder", type=Path, default=ROOT/"runs"/"studies"/"objectives")
     a = parser.parse_args()
-    threads = max(1, os.cpu_count()//a.workers)
-    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    import torch, transformers, datasets  # noqa: F401  imported once, shared by every fork; nothing is computed here
     from ftcourse.align.objectives import METHODS
-    a.folder.mkdir(parents=True, exist_ok=True)
-    job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, threads=threads, pairs=a.pairs, **more)
-    started, go = time.time(), lambda jobs: do(jobs, a.folder, a.workers)
+    job = lambda method, lr, seed, **more: dict(method=method, lr=lr, seed=seed, pairs=a.pairs, **more)
+    go = lambda jobs: [{k: v for k, v in r.items() if k != "pairs"} for r in do(jobs, run, a.folder, a.workers)]
     names = ["sft", *(a.methods or METHODS)]
     full = lambda m, lr, seed: job(m, lr, seed, answers=True, curve=m != "sft")
     grid = go([full(m, lr, SEEDS[0]) for m in names for lr in a.rates])
@@ -151,16 +120,10 @@ def main():
     sweep = weighed + go([job("kto", rate["kto"], seed, answers=True, parameters={"desirable_weight": w}) for w in (0.5, 2.0) for seed in SEEDS])
     one = go([job("kto", rate["kto"], seed, rows="one", answers=True) for seed in SEEDS])
     base, = go([job("base", 0, 0, answers=True)])
-    from ftcourse.cli import _machine
-    from ftcourse.tune.trainer import versions
     all_runs = {json.dumps(r, sort_keys=True): r for r in grid + runs + online + sweep[len(weighed):] + one}.values()
-    found = dict(command="python tests/studies/objectives.py " + " ".join(sys.argv[1:]), commit=subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-                 machine=_machine(), workers=a.workers, versions=versions(), seconds=round(sum(r["seconds"] for r in all_runs)), seeds=SEEDS, n_pairs=a.pairs,
-                 n_eval=N_HELD, prompts=[p[-1]["content"] for p in data(a.pairs)[2]], base=base, grid=[{k: v for k, v in r.items() if k not in ("curve", "answers")} for r in grid], sft=[r for r in runs if r["method"] == "sft"],
-                 runs=[r for r in runs if r["method"] != "sft"], online=online, kto_sweep=sweep, kto_one=one, kto_two=[r for r in runs if r["method"] == "kto"])
-    path = ROOT/"data"/"results"/"objectives.json"
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{path.relative_to(ROOT)}: {len(all_runs)} runs, {time.time() - started:.0f} s now")
+    save("objectives", a.workers, all_runs, seeds=SEEDS, n_pairs=a.pairs, n_eval=N_HELD, prompts=[p[-1]["content"] for p in data(a.pairs)[2]], base=base,
+         grid=[{k: v for k, v in r.items() if k not in ("curve", "answers")} for r in grid], sft=[r for r in runs if r["method"] == "sft"],
+         runs=[r for r in runs if r["method"] != "sft"], online=online, kto_sweep=sweep, kto_one=one, kto_two=[r for r in runs if r["method"] == "kto"])
 
 
 if __name__ == "__main__": main()
