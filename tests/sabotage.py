@@ -1,12 +1,13 @@
-"""Break the code on purpose and see the test fail: one named breakage for each checklist item that is a formula or a mask.
+"""Break the code on purpose and see the test fail: a named breakage for each checklist item that is a formula or a mask, and more.
 
     python tests/sabotage.py [--item N ...]
 
 Each breakage changes one line in a copy of the package; then the item's test must fail, and it must pass without it.
-Children are forked after torch and transformers are imported, so that a breakage costs a second or two.
+Children are forked after torch and transformers are imported, one on each core, so that a breakage costs a second or two.
 """
-import argparse, importlib.util, os, shutil, sys, tempfile
+import argparse, importlib.util, multiprocessing, os, shutil, sys, tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Breakage:
-    item: int  # number in the checklist
+    item: int  # number in the checklist; 0: none of its items
     module: str  # file of the package that is broken
     old: str  # text of the line, found exactly once
     new: str  # what stands there instead
@@ -71,7 +72,7 @@ BREAKAGES = [
     Breakage(item=55, module="ftcourse/data/batches.py", old="slots, sources, targets = torch.tensor(found", new="slots, sources, targets = torch.tensor([(a, b, -100) for a, b, _ in found]",
              test="tests/test_batches.py::test_both_replies_of_a_pair_have_prompt_and_padding_masked"),
     Breakage(item=56, module="ftcourse/tune/trees.py", old="z = F.linear(h[i:i+chunk], weight, bias).to(logps.dtype)", new="z = F.linear(h[i:i+chunk], weight, bias)", test="tests/test_trees.py::test_log_softmax_runs_in_float32"),
-    Breakage(item=56, module="ftcourse/tune/trees.py", old="g.scatter_add_(-1, y, torch.full_like(lse, -1.))", new="g.scatter_add_(-1, y, torch.full_like(lse, 1.))", test="tests/test_trees.py::test_head_logps_against_log_softmax"),
+    Breakage(item=56, module="ftcourse/tune/trees.py", old="torch.full_like(total, -1.)", new="torch.full_like(total, 1.)", test="tests/test_trees.py::test_head_logps_against_log_softmax"),
     Breakage(item=61, module="ftcourse/tune/trees.py", old="    dq, dk = (ds @ k).mul_(ctx.scale)", new="    dq, dk = (ds @ k)", test="tests/test_trees.py::test_gradients_equal_the_plain_computation"),
     Breakage(item=61, module="ftcourse/tune/trees.py", old="torch._softmax_backward_data(g @ v.transpose(1, 2), p, -1, p.dtype)", new="p*(g @ v.transpose(1, 2))", test="tests/test_trees.py::test_gradients_equal_the_plain_computation"),
     Breakage(item=61, module="ftcourse/tune/trees.py", old="        return h[plan.place[batch.sources]]", new="        return h[batch.sources.clamp(max=len(h) - 1)]", test="tests/test_trees.py::test_trees_equal_plain_rows"),
@@ -324,7 +325,7 @@ BREAKAGES = [
              test="tests/test_preferences.py::test_known_annotators_are_found[0]"),
     Breakage(item=0, module="ftcourse/align/preferences.py", old="X.T @ (c*wrong) - l2*w)", new="X.T @ (c*wrong))",
              test="tests/test_preferences.py::test_reward_is_at_the_maximum"),
-    Breakage(item=0, module="ftcourse/align/preferences.py", old="c @ np.logaddexp(0, -X @ w) - l2/2*w @ w", new="c @ np.logaddexp(0, -X @ w)",
+    Breakage(item=0, module="ftcourse/align/preferences.py", old="while value(w + step) < value(w) - 1e-9: step /= 2", new="pass",
              test="tests/test_preferences.py::test_reward_is_at_the_maximum"),
     Breakage(item=0, module="ftcourse/align/preferences.py", old="flip + (1 - 2*flip)*sure", new="flip + (1 - flip)*sure",
              test="tests/test_preferences.py::test_choices_have_their_noise"),
@@ -380,34 +381,74 @@ BREAKAGES = [
              test="tests/test_quantize.py::test_merged_into_the_dequantised_base"),
     Breakage(item=88, module="ftcourse/tune/lora.py", old='    if odd: raise ValueError(f"merge: {odd[0]} is', new='    if False: raise ValueError(f"merge: {odd[0]} is',
              test="tests/test_quantize.py::test_codes_of_others_are_refused_when_merging"),
-    Breakage(item=88, module="ftcourse/tune/lora.py", old="dx.addmm_(dy, _matrix(W0, x2))", new="dx.addmm_(dy, _matrix(W0s[0], x2)[:dy.shape[1]])",
-             test="tests/test_quantize.py::test_a_whole_models_gradients"),
-    Breakage(item=88, module="ftcourse/tune/lora.py", old="*[W0 if torch.is_tensor(W0) else None for W0 in W0s], *bts)", new="*[_matrix(W0, x) for W0 in W0s], *bts)",
+    Breakage(item=0, module="ftcourse/tune/lora.py", old="dx.addmm_(dy, _matrix(W0, x2))", new="dx.addmm_(dy, _matrix(W0s[0], x2)[:dy.shape[1]])",
+             test="tests/test_quantize.py::test_layers_that_share_x"),
+    Breakage(item=0, module="ftcourse/tune/lora.py", old="*[W0 if torch.is_tensor(W0) else None for W0 in W0s], *bts)", new="*[_matrix(W0, x) for W0 in W0s], *bts)",
              test="tests/test_quantize.py::test_no_matrix_is_kept_for_the_backward_pass"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="return torch.cat([-above, torch.tensor([0.0, 1.0]), above]).sort().values", new="return torch.cat([-above, torch.tensor([0.0, 1.0]), above*1.01]).sort().values",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="return torch.cat([-above, torch.tensor([0.0, 1.0]), above]).sort().values", new="return torch.cat([-above, torch.tensor([0.0, 1.0]), above*1.01]).sort().values",
              test="tests/test_quantize.py::test_the_dynamic_map"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    offset = absmax.mean()", new="    offset = absmax.mean()*0",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    offset = absmax.mean()", new="    offset = absmax.mean()*0",
              test="tests/test_quantize.py::test_double_quantisation_by_brute_force"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="(levels[1:] + levels[:-1])/2, out_int32=True)", new="levels[1:], out_int32=True)",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="(levels[1:] + levels[:-1])/2, out_int32=True)", new="levels[1:], out_int32=True)",
              test="tests/test_quantize.py::test_nf4_is_the_nearest_level"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    levels = torch.cat([-quantiles(7), torch.zeros(1, dtype=torch.double), quantiles(8)])", new="    levels = torch.cat([-quantiles(8), torch.zeros(1, dtype=torch.double), quantiles(7)])",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    levels = torch.cat([-quantiles(7), torch.zeros(1, dtype=torch.double), quantiles(8)])", new="    levels = torch.cat([-quantiles(8), torch.zeros(1, dtype=torch.double), quantiles(7)])",
              test="tests/test_quantize.py::test_the_table_is_the_published_one"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    return flat[::2] << 4 | flat[1::2]", new="    return flat[1::2] << 4 | flat[::2]",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    return flat[::2] << 4 | flat[1::2]", new="    return flat[1::2] << 4 | flat[::2]",
              test="tests/test_quantize.py::test_packing"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="(F.pad(x, (0, short)) if short else x).view(-1, block_size)", new="x[:len(x) - len(x) % block_size].view(-1, block_size)",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="(F.pad(x, (0, short)) if short else x).view(-1, block_size)", new="x[:len(x) - len(x) % block_size].view(-1, block_size)",
              test="tests/test_quantize.py::test_nf4_by_hand"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    def backward(ctx, dy): return dy @ ctx.layer.dequantize(dy.dtype), None", new="    def backward(ctx, dy): return dy @ ctx.layer.dequantize(dy.dtype).sign(), None",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    def backward(ctx, dy): return dy @ ctx.layer.dequantize(dy.dtype), None", new="    def backward(ctx, dy): return dy @ ctx.layer.dequantize(dy.dtype).sign(), None",
              test="tests/test_quantize.py::test_widths_that_are_no_whole_blocks"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    columns = (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0) ", new="    columns = (x.abs() >= threshold).reshape(-1, x.shape[-1]).all(0) ",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    columns = (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0) ", new="    columns = (x.abs() >= threshold).reshape(-1, x.shape[-1]).all(0) ",
              test="tests/test_quantize.py::test_int8_product_by_hand_and_with_outliers"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    y = (whole*(x_absmax*absmax[:, 0]/127**2)).float()", new="    y = (whole*(x_absmax*absmax[:, 0]/127)).float()",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    y = (whole*(x_absmax*absmax[:, 0]/127**2)).float()", new="    y = (whole*(x_absmax*absmax[:, 0]/127)).float()",
              test="tests/test_quantize.py::test_int8_product_by_hand_and_with_outliers"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="        for n, b in scales.items(): self._buffers[n] = b.to(self.packed.device)\n", new="",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="        for n, b in scales.items(): self._buffers[n] = b.to(self.packed.device)\n", new="",
              test="tests/test_quantize.py::test_a_layer_moves_copies_and_saves"),
-    Breakage(item=88, module="ftcourse/tune/quantize.py", old="    kept = set(head.modules()) if head is not None else set()", new="    kept = set()",
+    Breakage(item=0, module="ftcourse/tune/quantize.py", old="    kept = set(head.modules()) if head is not None else set()", new="    kept = set()",
              test="tests/test_quantize.py::test_every_linear_layer_but_the_head"),
-    Breakage(item=88, module="ftcourse/align/prefer.py", old='method != "full" and not has_lora(model)', new='method == "lora" and not has_lora(model)',
+    Breakage(item=0, module="ftcourse/align/prefer.py", old='method != "full" and not has_lora(model)', new='method == "lora" and not has_lora(model)',
              test="tests/test_quantize.py::test_preferences_with_qlora"),
+    Breakage(item=1, module="ftcourse/align/reward.py", old='return replace(tree, replies=tuple(r + (0,)', new='return replace(tree, prompt_ids=tree.prompt_ids[-1:], replies=tuple(r + (0,)',
+             test="tests/test_reward.py::test_scores_are_read_at_the_last_token_of_prompt_and_reply"),
+    Breakage(item=2, module="ftcourse/align/reward.py", old='-F.logsigmoid(chosen - rejected - margin)', new='-F.logsigmoid(rejected - chosen - margin)',
+             test="tests/test_reward.py::test_bradley_terry_by_hand"),
+    Breakage(item=2, module="ftcourse/align/reward.py", old='-F.logsigmoid(chosen - rejected - margin)', new='-F.logsigmoid(chosen - rejected + margin)',
+             test="tests/test_reward.py::test_bradley_terry_by_hand"),
+    Breakage(item=2, module="ftcourse/align/reward.py", old='(ranks[:, :, None] < ranks[:, None, :]) & (ranks[:, :, None] > 0)', new='(ranks[:, :, None] < ranks[:, None, :])',
+             test="tests/test_reward.py::test_ranking_by_hand"),
+    Breakage(item=2, module="ftcourse/align/reward.py", old='(ranks[:, :, None] < ranks[:, None, :]) &', new='(ranks[:, :, None] > ranks[:, None, :]) &',
+             test="tests/test_reward.py::test_ranking_by_hand"),
+    Breakage(item=2, module="ftcourse/align/reward.py", old='index_add(0, row, losses)/n_losses.clamp(min=1), n_losses', new='index_add(0, row, losses), n_losses',
+             test="tests/test_reward.py::test_the_objective_is_the_ranking_loss_of_each_tree"),
+    Breakage(item=3, module="ftcourse/align/reward.py", old='masks=tuple((0,)*len(r) + (1,) for r in tree.replies)', new='masks=tuple((0,)*(len(r) - 1) + (1, 0) for r in tree.replies)',
+             test="tests/test_reward.py::test_scores_are_read_at_the_last_token_of_prompt_and_reply"),
+    Breakage(item=3, module="ftcourse/align/reward.py", old='config.num_labels, config.pad_token_id = 1, pad_id', new='config.num_labels, config.pad_token_id = 1, config.pad_token_id',
+             test="tests/test_reward.py::test_the_saved_model_is_transformers_own"),
+    Breakage(item=4, module="ftcourse/align/reward.py", old='for i, s in zip(part, scores.split(', new='for i, s in zip(sorted(part), scores.split(',
+             test="tests/test_reward.py::test_the_batch_size_does_not_matter"),
+    Breakage(item=5, module="ftcourse/align/reward.py", old='generator=generator)/math.sqrt(d + 1))', new='generator=generator)/(d + 1))',
+             test="tests/test_reward.py::test_the_head_starts_small"),
+    Breakage(item=6, module="ftcourse/align/reward.py", old='head.gain.fill_(1/std), head.bias.fill_(-raw.mean()/std)', new='head.gain.fill_(1/std), head.bias.fill_(-raw.mean())',
+             test="tests/test_reward.py::test_normalised_scores_have_mean_0_and_standard_deviation_1"),
+    Breakage(item=6, module="ftcourse/align/reward.py", old='- head.bias.cpu())/head.gain.cpu()', new='- head.bias.cpu())',
+             test="tests/test_reward.py::test_normalised_scores_have_mean_0_and_standard_deviation_1"),
+    Breakage(item=7, module="ftcourse/align/reward.py", old='schedule:str="linear"', new='schedule:str="constant"',
+             test="tests/test_reward.py::test_one_epoch_and_the_rate_goes_to_zero"),
+    Breakage(item=7, module="ftcourse/align/reward.py", old='n_epochs:float=1, lr', new='n_epochs:float=2, lr',
+             test="tests/test_reward.py::test_one_epoch_and_the_rate_goes_to_zero"),
+    Breakage(item=8, module="ftcourse/align/reward.py", old='math.nan if r in tree.replies[:i] else s', new='s',
+             test="tests/test_reward.py::test_a_repeated_reply_is_in_no_pair"),
+    Breakage(item=9, module="ftcourse/align/reward.py", old='return (chosen_scores > rejected_scores).float()', new='return (chosen_scores >= rejected_scores).float()',
+             test="tests/test_reward.py::test_a_tie_is_not_right"),
+    Breakage(item=32, module="ftcourse/align/reward.py", old='    no_dropout(model)\n', new='',
+             test="tests/test_reward.py::test_dropout_is_off"),
+    Breakage(item=0, module="ftcourse/align/reward.py", old='(margins.sign() + 1)/2', new='(margins >= 0).double()',
+             test="tests/test_reward.py::test_calibration_by_hand"),
+    Breakage(item=0, module="ftcourse/align/reward.py", old='sxs/sxx, sxs', new='sxs/sss, sxs',
+             test="tests/test_reward.py::test_length_bias_against_numpy"),
+    Breakage(item=0, module="ftcourse/align/reward.py", old='abs(gap).bit_length() == size] for sign', new='abs(gap).bit_length() >= size] for sign',
+             test="tests/test_reward.py::test_balanced_pairs"),
 ]
 
 
@@ -446,13 +487,13 @@ def main(items):
     import torch, transformers, peft, datasets  # noqa: F401  imported once, shared by every fork
     torch.set_num_threads(1)
     chosen = [b for b in BREAKAGES if not items or b.item in items]
-    faults = []
-    for test in dict.fromkeys(b.test for b in chosen):
-        if code := run_test(test, ROOT): faults.append(f"{test}: should pass unbroken, pytest's exit code was {code}")
-    for b in chosen:
-        fault = sabotage(b)
-        print(f"item {b.item:3d}  {'MISSED' if fault else 'noticed'}  {b.module}: {b.old.strip()[:60]}  ->  {b.new.strip()[:60]}", flush=True)
-        if fault: faults.append(f"item {b.item}: {b.test}: {fault}")
+    tests, faults = list(dict.fromkeys(b.test for b in chosen)), []
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for test, code in zip(tests, pool.imap(partial(run_test, package_parent=ROOT), tests)):
+            if code: faults.append(f"{test}: should pass unbroken, pytest's exit code was {code}")
+        for b, fault in zip(chosen, pool.imap(sabotage, chosen)):
+            print(f"item {b.item:3d}  {'MISSED' if fault else 'noticed'}  {b.module}: {b.old.strip()[:60]}  ->  {b.new.strip()[:60]}", flush=True)
+            if fault: faults.append(f"item {b.item}: {b.test}: {fault}")
     print("\n".join(faults) or f"{len(chosen)} breakages, all noticed")
     return bool(faults)
 

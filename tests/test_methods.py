@@ -12,9 +12,9 @@ from ftcourse.data.sets import emoji_codes
 from ftcourse.models import generate, load
 from ftcourse.tune.methods import (METHODS, Bottleneck, Scale, Shift, attach, detach, fold, get_method, load_method, method_of, off, save_method,
                                    saved_bytes, trainable)
-from ftcourse.tune.lora import LoRALinear, add_lora
+from ftcourse.tune.lora import LoRALinear, add_lora, has_lora
 from ftcourse.tune.quantize import NF4Linear, is_quantized
-from ftcourse.tune.sft import SFT, sft_loss
+from ftcourse.tune.sft import SFT, make_trainable, sft_loss
 from ftcourse.tune.trainer import Run, TreeTrainer
 from ftcourse.tune.trees import can_use_trees, reply_logps
 
@@ -438,3 +438,10 @@ def test_the_study_has_every_method():
     assert by["head"]["old_loss"] == pytest.approx(study["base"]["old_loss"], abs=1e-6)   # its body is untouched
     assert by["head"]["n_trained"] == len(emoji_codes())*(by["prompt"]["n_trained"]//16 + 1)
     assert by["lora"]["n_trained"] == by["qlora"]["n_trained"]
+
+
+def test_finetune_says_what_is_attached():
+    model = attach(load("tiny")[0], "ia3")
+    with pytest.raises(ValueError, match="'ia3' is attached.*detach"): make_trainable(model)
+    make_trainable(detach(model))
+    assert has_lora(model)

@@ -4,7 +4,6 @@ import copy, importlib.util, json, math, random, warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ftcourse.align.prefer import prefer
@@ -12,7 +11,7 @@ from ftcourse.data.batches import encode_rows, pack
 from ftcourse.models import load
 from ftcourse.tune import quantize
 from ftcourse.tune.lora import LoRALinear, add_lora, adapters_off, find_targets, load_adapter, lora_parameters, merge, remove_lora, save_adapter, unmerge
-from ftcourse.tune.quantize import (NF4, NF4Linear, absmax_dequantize, absmax_quantize, bits_per_weight, blockwise_dequantize, blockwise_quantize, double_dequantize,
+from ftcourse.tune.quantize import (NF4, NF4Linear, absmax_dequantize, absmax_quantize, bits_per_weight, blockwise_quantize, double_dequantize,
                                     double_quantize, dynamic_levels, int8_linear, is_quantized, nf4_dequantize, nf4_levels, nf4_quantize, pack_codes, quantize_model,
                                     unpack_codes, weight_bytes)
 from ftcourse.tune.sft import finetune, make_trainable
@@ -170,7 +169,6 @@ def test_a_tie_takes_the_lower_level_and_a_second_time_changes_nothing():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block_size", [32, 64, 256])
 def test_nf4_is_bitsandbytes_code_for_code(bnb, dtype, block_size):
-    # item 88: the base that is merged into is the one the codes stand for
     for shape in ((64, 96), (33, 37), (5, 3), (1, 1), (200, 64)):
         w = draw(*shape, dtype=dtype)*0.02
         if w.numel() > block_size: w.flatten()[:block_size] = 0  # a block of zeros
@@ -357,6 +355,30 @@ def test_a_whole_models_gradients(backend, checkpointing):
         found.append([loss.detach(), *[p.grad for p in lora_parameters(model)]])
         assert not [n for n, p in model.named_parameters() if p.grad is not None and n.rsplit(".", 1)[-1] not in "AB"]
     for ours, plain in zip(*found): assert_close(ours, plain, atol=1e-4, rtol=1e-3)
+
+
+class Attention(nn.Module):
+    "Three projections of the same input, of two widths."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(64, d) for d in (48, 16, 16))
+
+    def forward(self, x): return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_that_share_x(backend):
+    "Forward and backward of each layer use its own codes."
+    model, x = quantize_model(Attention(), backend, double=False), draw(2, 5, 64).requires_grad_()
+    moved(model, std=.3)
+    layers = model.q_proj, model.k_proj, model.v_proj
+    assert model.v_proj.group == layers
+    weights = [nf4_dequantize(*nf4_quantize(m.weight.detach())) for m in Attention().children()]
+    y = model(x)
+    plain = torch.cat([x @ W.T + m.base.bias + 2*x @ m.A.T @ m.B.T for W, m in zip(weights, layers)], -1)
+    assert_close(y, plain, atol=1e-4, rtol=1e-4)
+    for g, p in zip(*(torch.autograd.grad(z.sin().sum(), [x, *lora_parameters(model)]) for z in (y, plain))): assert_close(g, p, atol=1e-4, rtol=1e-4)
 
 
 def test_dropout_and_single_layers_take_the_other_way():

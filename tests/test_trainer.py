@@ -94,11 +94,11 @@ def test_last_step_of_an_epoch_has_fewer_micro_batches():
 
 
 def test_recomputed_activations_give_the_same_gradients():
-    from ftcourse.tune.sft import _checkpoint_activations
+    from ftcourse.tune.adapters import checkpoint_activations
     plain, _ = gradients(batch_size=12, max_steps=1)
     keep = Gradients()
     t = make(callbacks=[keep], max_grad_norm=1e9, batch_size=12, max_steps=1)
-    _checkpoint_activations(t.model.model)
+    checkpoint_activations(t.model.model)
     T.reply_logps(t.model.model, T.batch_trees(t.train_trees, t.model.model))  # the first call asks the model some questions
     calls = []
     t.model.model.model.layers[0].self_attn.register_forward_pre_hook(lambda *a: calls.append(1))

@@ -5,7 +5,7 @@ __all__ = ['cat_adapters', 'svd_adapter', 'AdapterBank', 'subspace_overlap', 'ch
            'checkpoint_activations']
 
 # %% ../../nbs/3_tune/adapters.ipynb #83e3b943
-import math, re
+import re
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -361,15 +361,15 @@ def _adapters_1(W, r):
           hints=["torch.linalg.svd(W, full_matrices=False) gives U (d, n), S (n,) and Vh (n, k).", "Give each side the square root of the singular values.", "The rest is W - B@A."],
           solution=_adapters_1)
 def _check_adapters_1(answer):
-    turn = lambda a: torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64)
-    for values, a, b, r in (((3., 1.), 0., 0., 1), ((5., 2.), 0.3, 1.1, 1), ((4., 2.), 2., 0.5, 2)):
-        U, V = turn(a), turn(b)
-        W, low = U*torch.tensor(values, dtype=torch.float64)@V.T, U[:, :r]*torch.tensor(values[:r], dtype=torch.float64)@V[:, :r].T
+    t = lambda *rows: torch.tensor(rows, dtype=torch.float64)
+    wide = t([6, 0, 0], [0, 3, 4]) # singular values 6 and 5
+    turned = t([0.6, 0.8], [-0.8, 0.6])@t([5, 0], [0, 2])@t([0.8, 0.6], [-0.6, 0.8]) # 5 and 2
+    for W, r, low, values in ((wide, 1, t([6, 0, 0], [0, 0, 0]), [6, 5]), (wide, 2, wide, [6, 5]), (turned, 1, 5*t([0.6], [-0.8])@t([0.8, 0.6]), [5, 2])):
         A, B, rest = answer(W.clone(), r)
         given = f"W = {W.tolist()}, r = {r}"
         yield f"{given}: B@A", low, B@A
         yield f"{given}: the rest", W - low, rest
-        yield f"{given}: squared length of each row of A", list(values[:r]), A.square().sum(1)
+        yield f"{given}: squared length of each row of A", [float(v) for v in values[:r]], A.square().sum(1)
 
 # %% ../../nbs/3_tune/adapters.ipynb #b0fee4e9
 def _adapters_2(W0, A, B, scale, m):

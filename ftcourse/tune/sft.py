@@ -15,6 +15,7 @@ from ..data.reading import read_rows
 from ..data.sets import load_set
 from ..exercises import exercise
 from ..models import _quiet, generate, load, pick_device, pick_dtype
+from .adapters import checkpoint_activations
 from .lora import add_lora, has_lora, lora_parameters, save_adapter
 from .quantize import is_quantized, quantize_model
 from .trainer import Objective, Run, TreeTrainer
@@ -144,19 +145,13 @@ def make_trainable(
 ):
     "LoRA layers on a frozen model, the ones it has or new ones; or all of its weights."
     if method == "full" and has_lora(model): raise ValueError("method='full', but this model has an adapter. Call merge(model) and remove_lora(model) first, or train the adapter on with 'lora'.")
+    other = getattr(model, "ftcourse_method", {}).get("method") # as `attach` of ftcourse.tune.methods notes it
+    if other not in (None, "full", "freeze") and not has_lora(model): raise ValueError(f"make_trainable: {other!r} is attached to this model, and would be trained beside. Call detach(model) or fold(model) first.")
     if method == "full" and is_quantized(model): raise ValueError("method='full', but this model's weights are 4-bit codes, which can't be trained. Use 'qlora', or open the model again.")
     if method == "full": model.float().requires_grad_(True)
     elif has_lora(model): [p.requires_grad_(True) for p in lora_parameters(model)]
     else: add_lora(model, r, alpha, targets, dropout, seed=seed)
-    if checkpointing: _checkpoint_activations(model)
-
-
-def _checkpoint_activations(model):
-    "Ask for activations to be computed twice (use_reentrant=False: the kind that works with a frozen base)."
-    model.config.use_cache = False
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None: enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if checkpointing: checkpoint_activations(model)
 
 
 def finished(

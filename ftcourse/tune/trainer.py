@@ -566,7 +566,7 @@ def _arguments(run, out, n_steps, device, dtype, has_eval, saves):
         logging_strategy="steps", logging_steps=max(1, n_steps//200), logging_nan_inf_filter=False, report_to=run.report_to, disable_tqdm=True,
         eval_strategy="steps" if has_eval else "no", eval_steps=every, save_strategy="steps" if saves else "no", save_steps=save,
         load_best_model_at_end=bool(run.patience), metric_for_best_model="eval_loss" if run.patience else None, greater_is_better=False,
-        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda", bf16=False, ddp_find_unused_parameters=False,
+        use_cpu=device.type == "cpu", fp16=dtype == torch.float16 and device.type == "cuda", bf16=False, ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
         remove_unused_columns=False, dataloader_pin_memory=False)
     args.device, args._n_gpu # noqa: B018  asking for the device counts the GPUs
     args._n_gpu = min(1, args._n_gpu) # several GPUs go through torchrun; DataParallel can't split trees

@@ -1,8 +1,8 @@
-"""Every method of fine-tuning on EmojiBot: the same rows in the same order, each method at its usual learning rate.
+"""Every method of fine-tuning on EmojiBot: the same rows in the same order, each method at its usual learning rate and at higher ones.
 
-    python tests/studies/methods.py [--methods lora ia3 ...] [--factors 1] [--seeds 0] [--steps 24] [--tiny --folder /tmp/methods]
+    python tests/studies/methods.py [--methods lora ia3 ...] [--factors 1 3 10] [--seeds 0] [--steps 24] [--tiny --folder /tmp/methods]
 
-About ten minutes on two cores. With several factors each method runs at so many times its usual rate, and the rate with the lowest validation loss at the first seed goes on to the other seeds.
+About ten minutes on two cores. Each method runs at so many times its usual rate; the rate with the lowest validation loss (for the head, the most acceptable answers) at the first seed goes on to the other seeds.
 All of it goes to data/results/methods.json, which the chapter 3_tune/methods reads.
 """
 import time
@@ -104,7 +104,7 @@ def run(job, folder):
 def main():
     parser = options(__doc__, "methods")
     parser.add_argument("--methods", nargs="+", help="of the table; all of them by default")
-    parser.add_argument("--factors", type=float, nargs="+", default=[1.0], help="times a method's usual learning rate")
+    parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 3.0, 10.0], help="times a method's usual learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="of training; 24, with --tiny 2")
     a = parser.parse_args()
