@@ -35,3 +35,16 @@ def bare_python(wheel, tmp_path_factory):
     run(python, "-m", "pip", "install", "-q", f"torch=={torch.__version__}")
     run(python, "-m", "pip", "install", "-q", "-c", folder / "pins.txt", wheel)
     return python
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Debian's Chromium, which reaches nothing but this machine."
+    from playwright.sync_api import sync_playwright
+    path = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(path).exists(): pytest.fail("This test needs Debian's chromium: apt-get install chromium")
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+                                     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
+        yield chromium
+        chromium.close()

@@ -435,7 +435,13 @@ def test_first_ratio_is_one(options):
     wanted = {"step", "reward", "rlhf_reward", "kl", "kl_se", "entropy", "length", "ended", "beta", "policy_loss", "approx_kl", "clip_fraction", "rollout_s", "score_s", "train_s"}
     assert all(wanted <= h.keys() and all(math.isfinite(v) for v in h.values()) for h in bot.history)
     assert all(("value_loss" in h) == (options.get("method", "ppo") == "ppo") and "ptx_loss" not in h for h in bot.history)
-    for h in bot.history[1:]: assert h["rlhf_reward"] != h["reward"]
+
+
+def test_rlhf_reward_is_the_score_less_what_the_kl_costs():
+    # item 42
+    bot = ppo("tiny", PROMPTS, brief, **{**SHORT, "unended_score": None, "beta": 2., "lr": 1e-2})
+    for h in bot.history: assert h["rlhf_reward"] == pytest.approx(h["reward"] - 2*h["kl"], abs=1e-5)
+    assert abs(bot.history[-1]["kl"]) > 1e-3
 
 
 def test_first_step_has_ratio_one_and_nothing_clipped():

@@ -1,6 +1,5 @@
 """Preferences: blind tasks, a file that survives crashes, three front ends, agreement against published numbers and other libraries, what to label next."""
-import http.client, itertools, json, math, os, random, shutil, socket, sys, threading, time, types, urllib.error, urllib.request
-from pathlib import Path
+import http.client, itertools, json, math, os, random, socket, sys, threading, time, types, urllib.error, urllib.request
 
 import numpy as np
 import pytest
@@ -404,18 +403,6 @@ def test_serving_until_ctrl_c(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "Open http://127.0.0.1:" in said and "0 judgements" in said
     with pytest.raises(ValueError, match="same text"): judge_in_browser([{"prompt": "p", "completions": ["a", "a"]}], tmp_path / "j.jsonl")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-    path = shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(path).exists(): pytest.fail("This test needs Debian's chromium: apt-get install chromium")
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                                     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
-        yield chromium
-        chromium.close()
 
 
 def _until(page, selector, fits, seconds=60):

@@ -1,5 +1,5 @@
 """The site: links, contents and times in the fast tests; every page in a headless browser in the slow ones."""
-import functools, http.server, importlib.util, json, os, re, shutil, subprocess, sys, threading
+import functools, http.server, importlib.util, json, os, re, subprocess, sys, threading
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -130,18 +130,6 @@ def address(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-    path = shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(path).exists(): pytest.fail("This test needs Debian's chromium: apt-get install chromium")
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                                     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"])
-        yield chromium
-        chromium.close()
 
 
 class Visit:
