@@ -7,7 +7,7 @@ data/results/forgetting.json, which the chapter 3_tune/forgetting reads.
 """
 import random, time
 
-from common import do, options, save
+from study import do, options, save
 
 SEEDS, SHARE, BATCH = (0, 1, 2), 0.25, 8
 SIZES = {"smollm2-135m": dict(n_new=144, n_test=40, n_held=24, n_english=20), "tiny": dict(n_new=16, n_test=4, n_held=4, n_english=4)}

@@ -7,7 +7,7 @@ All of it goes to data/results/methods.json, which the chapter 3_tune/methods re
 """
 import time
 
-from common import do, options, save
+from study import do, options, save
 
 BATCH, N_VALIDATION, N_TEST, N_OLD = 8, 48, 48, 24
 

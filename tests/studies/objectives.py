@@ -7,7 +7,7 @@ data/results/objectives.json, which the chapter 4_align/shootout reads.
 """
 import json, time
 
-from common import do, options, save
+from study import do, options, save
 
 SEEDS, N_HELD, N_CURVE, N_PROMPTS, N_TOKENS, BATCH = (0, 1, 2), 64, 16, 12, 48, 8
 

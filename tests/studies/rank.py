@@ -8,7 +8,7 @@ change of some matrices looks like, and how much of it LoRA found. All of it goe
 """
 import json, random, re, time
 
-from common import do, options, save
+from study import do, options, save
 
 RANKS, SEEDS, N_WORDS, N_LABELS, N_STEPS = (1, 2, 4, 8, 16, 32, 64, 0), (0, 1, 2), 256, 32, 300
 RATES = {"lora": (1e-3, 3e-3, 1e-2, 3e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}

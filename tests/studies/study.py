@@ -1,6 +1,6 @@
 """What the studies share: runs in processes of their own, one file each, so that a study that was stopped goes on where it was; and the result file with where it comes from.
 
-    from common import do, options, save      # before torch; all other imports stand inside functions
+    from study import do, options, save      # before torch; all other imports stand inside functions
 
     a = options(__doc__, "rank").parse_args()
     records = do([dict(r=r, seed=s) for r in (1, 8) for s in (0, 1)], run, a.folder, a.workers)      # run(job, folder) -> dict
