@@ -338,7 +338,7 @@ BREAKAGES = [
     Breakage(item=18, module="ftcourse/align/ppo.py", old='return torch.where(mask > 0, token_logps - old_token_logps, 0.).exp()', new='return (token_logps - old_token_logps).exp()', test="tests/test_ppo.py::test_policy_loss_is_a_mean_over_tokens"),
     Breakage(item=18, module="ftcourse/align/ppo.py", old='["k1"]*self.reply_mask).sum(1)', new='["k1"]).sum(1)', test="tests/test_ppo.py::test_padding_has_no_kl"),
     Breakage(item=14, module="ftcourse/align/ppo.py", old='scale/(self.temperature + 1e-7)', new='scale', test="tests/test_ppo.py::test_policy_is_the_plain_computation"),
-    Breakage(item=15, module="ftcourse/align/ppo.py", old='_way(self.model) if batch.share else "plain")  ', new='_way(self.model) if batch.share else "plain").roll(1, 0)  ', test="tests/test_ppo.py::test_policy_is_the_plain_computation"),
+    Breakage(item=15, module="ftcourse/align/ppo.py", old='h = reply_hidden(self.model, batch)', new='h = reply_hidden(self.model, batch).roll(1, 0)', test="tests/test_ppo.py::test_policy_is_the_plain_computation"),
     Breakage(item=16, module="ftcourse/align/ppo.py", old='return tuple(ids[:next((i + 1 for', new='return tuple(ids[:next((i for', test="tests/test_ppo.py::test_replies_are_cut_at_the_stop_token_in_use"),
     Breakage(item=17, module="ftcourse/align/ppo.py", old='len(ids) > 0 and ids[-1] in stop_ids', new='len(ids) > 0 and ids[-1] == 2', test="tests/test_ppo.py::test_replies_are_cut_at_the_stop_token_in_use"),
     Breakage(item=17, module="ftcourse/align/ppo.py", old='torch.where(has_ended.to(scores.device), scores, penalty)', new='torch.where(has_ended.to(scores.device), scores, scores + penalty)', test="tests/test_ppo.py::test_replies_are_cut_at_the_stop_token_in_use"),

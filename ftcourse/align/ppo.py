@@ -21,7 +21,7 @@ from ..models import _encode_prompt, _stop_ids, pick_device, pick_dtype, sample_
 from ..tune.lora import adapters_off, has_lora, lora_parameters
 from ..tune.sft import Bot, constant_system, make_trainable, open_model, sft_loss, sft_rows
 from ..tune.trainer import _CHECKPOINT, _PARTIAL, _sync_folder, _write_json, check_folder, checkpoints, load_trained, rate, save_trained, versions
-from ..tune.trees import _logit_scale, _sources_hidden, _text_config, _way, batch_trees, head_logps, reply_logps
+from ..tune.trees import _logit_scale, _text_config, batch_trees, head_logps, reply_hidden, reply_logps
 
 # %% ../../nbs/4_align/ppo.ipynb #f54c03db
 class Toy:
@@ -448,7 +448,7 @@ class Policy(nn.Module):
         batch, # TreeBatch
     )->tuple: # token_logps, values: (R, L) each, 0 where nothing counts
         "log π of each reply token at the temperature it is drawn with, and the value before it."
-        h = _sources_hidden(self.model, batch, _way(self.model) if batch.share else "plain")            # (M, d) of the tokens before (#15)
+        h = reply_hidden(self.model, batch)                                                              # (M, d) of the tokens before (#15)
         scale, cap = _logit_scale(_text_config(self.model))
         logps = head_logps(h, self.model.get_output_embeddings(), batch.targets, scale/(self.temperature + 1e-7), cap)
         values = h.to(self.value_weight.dtype) @ self.value_weight + self.value_bias                      # (M,)
