@@ -16,8 +16,10 @@ runtime = ["torch>=2.11", "transformers>=5.15,<6", "peft>=0.20", "datasets>=4.0"
            "gguf>=0.19", "numpy>=2.1", "matplotlib>=3.10", "typer>=0.27", "rich>=13.9"]
 notebooks = ["jupyterlab", "ipywidgets"]
 quant = ["bitsandbytes>=0.48"]
+evals = ["evaluate>=0.4.6", "lm-eval>=0.4.13", "sacrebleu>=2.4", "rouge-score>=0.1.2", "nltk>=3.9", "scikit-learn>=1.6", "openai>=2"]
 dev = ["nbdev>=2.4.14,<3", "execnb<0.2", "fastcore<2", "ghapi<2", "fastgit==0.1.4", "jupytext", "nbclient", "ipykernel", "jupyterlab",
-       "pytest", "pytest-xdist", "hypothesis", "scipy", "scikit-learn", "trl==1.16.0", *quant, "ruff", "build", "uv",
+       "pytest", "pytest-xdist", "hypothesis", "scipy", "trl==1.16.0", *quant, *evals, "ipywidgets", "ruff", "build", "uv",
+       "torchmetrics", "statsmodels", "krippendorff", "alpaca-eval==0.6.6", "arena-rank==0.1.1",
        "sphinx==9.0.4", "myst-nb==1.4.0", "myst-parser==5.2.0", "sphinx-book-theme==1.4.0", "pydata-sphinx-theme==0.20.0",
        "sphinx-design==0.8.0", "sphinx-togglebutton==0.4.5", "sphinx-copybutton==0.5.2", "sphinx-autobuild", "playwright"]
 
@@ -37,6 +39,6 @@ setup(
     package_dir={"ftcourse._sets": "data"},
     package_data={"": ["*.json", "*.jsonl", "*.gz", "*.csv", "*.md", "*.txt", "LICENSE*", "py.typed"]},
     install_requires=runtime,
-    extras_require={"quant": quant, "trl": ["trl==1.16.0"], "notebooks": notebooks, "dev": dev},
+    extras_require={"quant": quant, "trl": ["trl==1.16.0"], "eval": evals, "notebooks": notebooks, "dev": dev},
     entry_points={"console_scripts": ["ftcourse = ftcourse.cli:main"], "nbdev": ["ftcourse = ftcourse._modidx:d"]},
 )

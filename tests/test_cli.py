@@ -1,5 +1,6 @@
 """The command line: light to start, plain about errors, exit codes, the same options as the functions behind it, the demo's files."""
 import inspect, json, os, re, subprocess, sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def python(*args, cwd=None, **env):
 
 
 # --- start ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["sft", "--help"], ["check", "--help"], ["demo", "--help"], ["progress"]])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["sft", "--help"], ["check", "--help"], ["demo", "--help"], ["ppo", "--help"], ["judge", "--help"], ["progress"]])
 def test_starts_without_heavy_imports(args):
     code = ("import sys\nfrom ftcourse.cli import app\n"
             f"try: app({args!r}, prog_name='ftcourse')\nexcept SystemExit as e: assert not e.code, e.code\n"
@@ -150,6 +151,69 @@ def test_an_objective_from_the_shell(rows, tmp_path):
     for args, words in ((["kto", pairs, "--batch-size", 1], "needs 2 rows"), (["dpo", rows], "kind 'messages'"), (["dpo", pairs, "--beta", -1], "beta=-1"), (["dpo", pairs, "--reference", "later"], "reference='later'")):
         code, out, err = call(*args, "--model", "tiny", "--out", "third")
         assert code == 1 and words in err and "Traceback" not in err, err
+
+
+def test_reward_and_ppo_have_their_functions_options_and_defaults():
+    from ftcourse.align.ppo import PPOSettings, ppo
+    from ftcourse.align.reward import train_reward
+    command = lambda name: inspect.signature(next(c.callback for c in app.registered_commands if c.name == name)).parameters
+    ours, theirs = command("reward"), inspect.signature(train_reward).parameters
+    assert set(theirs) - set(ours) == {"progress"} and set(ours) - set(theirs) == {"as_json"}
+    for k in set(theirs) - {"model", "data", "out", "progress"}: assert ours[k].default == theirs[k].default, k
+    ours, theirs, settings = command("ppo"), inspect.signature(ppo).parameters, {f.name: f.default for f in fields(PPOSettings)}
+    assert set(ours) - set(settings) == set(theirs) - {"prompts", "progress", "settings"} | {"data", "as_json"}
+    for k in set(ours) - {"model", "data", "reward", "out", "as_json"}: assert ours[k].default == (settings[k] if k in settings else theirs[k].default), k
+
+
+def test_reward_then_ppo(tmp_path):
+    pairs = tmp_path/"pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"number {i % 10} is", "chosen": f" good {i}", "rejected": " bad"}) + "\n" for i in range(12)))
+    code, out, err = call("reward", pairs, "--model", "tiny", "--out", "reward", "--eval-data", pairs, "--json")
+    assert code == 0 and json.loads(out)["steps"] == 2 and 0 <= json.loads(out)["eval_accuracy"] <= 1, err
+    small = ("--model", "tiny", "--n-updates", 2, "--n-prompts", 4, "--max-new-tokens", 5, "--targets", "q_proj,v_proj")
+    code, out, err = call("ppo", pairs, "--reward", "reward/model", "--out", "run", *small)
+    assert code == 0 and "2 steps" in out and "ftcourse chat run" in out, err
+    assert json.loads(Path("run/config.json").read_text())["run"]["n_updates"] == 2
+    Path("rules.py").write_text("def short(prompts, replies): return [-len(r) for r in replies]\n")
+    code, out, err = call("ppo", pairs, "--reward", "rules.py:short", "--out", "run2", "--method", "rloo", *small, "--json")
+    assert code == 0 and json.loads(out)["reward"] <= 0, err
+    for reward, words in (("rules.py:long", "no function 'long'"), ("nowhere", "nowhere"), ("nofile.py:f", "nofile.py")):
+        code, out, err = call("ppo", pairs, "--reward", reward, "--out", "run3", *small)
+        assert code == 1 and words in err and "Traceback" not in err, err
+
+
+def test_ppo_asks_each_prompt_once(tmp_path):
+    from ftcourse.cli import _prompts_of
+    chat = [{"role": "user", "content": "Hi"}]
+    for rows, prompts in (([{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a"}], ["a"]), ([{"messages": chat + [{"role": "assistant", "content": "x"}]}, {"messages": chat}], [chat])):
+        (tmp_path/"rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert _prompts_of(str(tmp_path/"rows.jsonl")) == prompts
+    assert len(_prompts_of("preferences")) == 1075 and _prompts_of("preferences")[0][-1]["role"] == "user"  # 25 of the set's 1,100 prompts come twice
+
+
+def test_judge_then_export(tmp_path):
+    file = tmp_path/"rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i}?", "completions": [f"yes {i}", f"no {i}"]}) + "\n" for i in range(3)))
+    code, out, err = call("judge", file, "--in-terminal", "--name", "Nino", input="A\nB\n=\n")
+    assert code == 0 and "3 of 3" in out, err
+    code, out, err = call("judge", file, "--export", "pairs.jsonl")
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    assert code == 0 and len(pairs) == 2 and {p["chosen"][-1] for p in pairs} <= {"0", "1", "2"} and all({p["chosen"][:2], p["rejected"][:2]} == {"ye", "no"} for p in pairs), err
+    for args, words in (([file, "--export", "pairs.jsonl"], "pairs.jsonl"), ([file, "--in-terminal"], "--name"), (["none.jsonl"], "not a file"), ([file, "--out", "other.jsonl", "--export", "x.jsonl"], "no row has been judged")):
+        code, out, err = call("judge", *args)
+        assert code == 1 and words in err and "Traceback" not in err, err
+
+
+def test_judge_serves_a_page(tmp_path):
+    import urllib.request
+    (tmp_path/"rows.jsonl").write_text(json.dumps({"prompt": "?", "completions": ["a", "b"]}) + "\n")
+    server = subprocess.Popen([sys.executable, "-u", "-m", "ftcourse", "judge", "rows.jsonl"], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        url = re.search(r"http://\S+", server.stdout.readline()).group()
+        assert "Which is better?" in urllib.request.urlopen(url, timeout=20).read().decode()
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 def test_sft_then_resume_then_chat(rows):

@@ -4,7 +4,7 @@ import json, math, re, shutil, subprocess
 import numpy as np
 import pytest
 
-from ftcourse.evals.compare import bootstrap_interval, bootstrap_means, compare, curves_svg, paired_difference, report
+from ftcourse.evals.compare import bootstrap_interval, bootstrap_means, compare, curves_svg, mcnemar, paired_difference, report
 
 ROWS = [{"message": f"message {i}", "acceptable": ["(a)", "(b)"]} for i in range(6)]
 def score(answer, row): return {"acceptable": answer in row["acceptable"], "leaked": bool(re.search("[A-Z]", answer))}
@@ -118,7 +118,7 @@ HOSTILE = ["<script>alert(1)</script>", '"><img src=http://evil.example/x onerro
 def hostile_page(folder):
     rows = [{"message": h, "acceptable": [h]} for h in HOSTILE]
     c = compare({"<base>": HOSTILE, "sft & co": HOSTILE[::-1]}, rows, score)
-    return report(c, folder / "page.html", title="<b>title</b>", curves={"<i>loss": {"<u>": [(0, 1), (1, float("nan")), (2, 3)]}}, notes=["<script>x"],
+    return report(c, folder / "page.html", title="<b>title</b>", before="<base>", more={"<kinds>": HOSTILE}, curves={"<i>loss": {"<u>": [(0, 1), (1, float("nan")), (2, 3)]}}, notes=["<script>x"],
                   tables=[("<t>", "<p>", ["<h>"], [["<script>"]])], facts={"<k>": "<v>"})
 
 
@@ -126,7 +126,7 @@ def test_every_text_is_escaped(tmp_path):
     page = hostile_page(tmp_path).read_text(encoding="utf-8")
     tags = set(re.findall(r"<\s*/?\s*([a-zA-Z!][\w]*)", page))
     ours = {"!doctype", "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "div", "i", "b",
-            "span", "svg", "path", "text", "tspan", "circle", "input", "label", "dl", "dt", "dd", "script"}
+            "span", "svg", "path", "text", "tspan", "circle", "input", "select", "option", "button", "dl", "dt", "dd", "script"}
     assert tags <= ours and page.count("<script>") == 1 == page.count("</script>")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&amp;lt;b&amp;gt;" in page and "nan" not in page
     assert not re.search(r"""<[^>]*\s(src|href|on\w+)\s*=""", page), "no tag of ours loads or runs anything"
@@ -136,8 +136,57 @@ def test_every_text_is_escaped(tmp_path):
 def test_report_order_and_marks(tmp_path):
     page = report(toy(), tmp_path / "deep" / "r.html", focus="sft", measure="acceptable").read_text()
     order = [int(i) for i in re.findall(r'<td class="text" data-label="message" dir="auto">message (\d)', page)]
-    assert order == [2, 4, 0, 1, 3, 5] and page.count("<tr class=wrong>") == 2
+    assert order == [2, 4, 0, 1, 3, 5] and page.count('<tr class="wrong">') == 2
     assert "The 2 that sft gets wrong come first" in page and "[33.3%, 100.0%]" in page  # 4 of 6: 2.5 % of resamples have 2 or fewer
+
+
+def test_mcnemar_equals_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar as theirs
+    rng = np.random.default_rng(0)
+    for n in (1, 7, 60, 400):
+        a, b = rng.integers(0, 2, (2, n))
+        both = [[((a == i) & (b == j)).sum() for j in (1, 0)] for i in (1, 0)]
+        wins, losses, p = mcnemar(a, b)
+        assert (wins, losses) == (both[0][1], both[1][0]) and p == pytest.approx(theirs(both, exact=True).pvalue, abs=1e-12)
+    assert mcnemar([0.5, 0.9, 0.1], [0.4, 0.2, 0.1]) == (2, 0, 0.5)  # finer scores: who is higher
+    with pytest.raises(ValueError, match="mcnemar: 2 scores against 3"): mcnemar([1, 0], [1, 0, 1])
+
+
+def test_holm_equals_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+    from ftcourse.exercises import solution
+    ps = np.random.default_rng(1).uniform(size=9)**3
+    assert np.allclose(solution("compare.2")(ps.tolist()), multipletests(ps, method="holm")[1])
+
+
+def test_what_changed_is_told_row_by_row(tmp_path):
+    rows, scores = [{"q": str(i)} for i in range(5)], dict(old="11001", new="10111")
+    c = compare({name: list(s) for name, s in scores.items()}, rows, lambda answer, row: {"right": answer == "1"})
+    assert c.changes("old", "new", "right") == {"better": [2, 3], "worse": [1], "same": [0, 4]}
+    page = report(c, tmp_path / "r.html", before="old", more={"kind": list("vwxyz")}).read_text()
+    assert "2 rows got better and 1 worse" in page and "p = 1)" in page  # 2 of 3 coins, either way: certain
+    assert re.findall(r'<tr class="([^"]*)"', page) == ["wrong worse", "same", "better", "better", "same"]
+    assert re.findall(r'data-label="kind" dir="auto">(.)', page) == list("wvxyz")
+    with pytest.raises(ValueError, match="column 'kind' has 1 values for 5 rows"): report(c, tmp_path / "r.html", more={"kind": ["a"]})
+
+
+@pytest.mark.slow
+def test_a_click_sorts_and_filters(tmp_path, browser):
+    rows = [{"q": f"question {n}"} for n in (10, 9, 2)]
+    c = compare({"old": ["b", "x", "x"], "new": ["x", "a", "x"]}, rows, lambda answer, row: {"right": answer != "x"})
+    page = browser.new_page()
+    page.goto(report(c, tmp_path / "r.html", before="old").as_uri())
+    first = lambda: [t.split()[-1] for t in page.locator(".answers tbody tr:visible td:first-child").all_inner_texts()]
+    assert first() == ["10", "2", "9"]
+    page.locator(".answers th button").first.click()
+    assert first() == ["2", "9", "10"]  # as numbers
+    page.locator(".answers th button").first.click()
+    assert first() == ["10", "9", "2"]
+    page.locator("#w").select_option("better")
+    assert first() == ["9"] and page.locator("#n").inner_text() == "1 of 3 rows"
+    page.locator("#w").select_option("worse")
+    assert first() == ["10"]
+    page.close()
 
 
 def test_curves_leave_out_what_is_not_finite():

@@ -612,6 +612,19 @@ def test_an_empty_reply_has_its_end_token():
     assert set(seen) == {""} and all(h["length"] == 1 and h["ended"] == 1 for h in bot.history)
 
 
+def test_a_reward_model_gets_ids_or_texts():
+    "With the policy's tokenizer the ids as drawn; with another one, texts, which may be empty."
+    from ftcourse.align.reward import RewardModel, add_reward_head
+    model, tokenizer = load("tiny")
+    for other in (False, True):
+        judge = RewardModel(add_reward_head(load("tiny", dtype=torch.float32)[0]), load("tiny")[1])
+        if other: judge.tokenizer.add_tokens(["zebra"])
+        seen, ids = [], judge.score_ids
+        judge.score_ids = lambda drawn: seen.append("ids") or ids(drawn)
+        ppo("tiny", PROMPTS, judge, **SHORT)
+        assert ("ids" in seen) != other
+
+
 # --- two processes ---------------------------------------------------------------------------------------------
 TWO = """
 import sys; sys.path.insert(0, {tests!r})

@@ -233,20 +233,11 @@ def test_control_characters_are_shown_not_sent(tmp_path):
     assert "\\x1b[2J" in shown and "\\x07" in shown and "\\u202e" in shown and not set(shown) & set("\x1b\x07\u202e") and "b\nc" in shown
 
 
-class _Widget:
-    "Stands for any widget of ipywidgets: fields, children, and buttons that can be clicked."
-    def __init__(self, children=(), **fields): self.children, self.value, self.acts, self.description = list(children), "", [], fields.get("description")
-    def on_click(self, act): self.acts.append(act)
-
-WIDGETS = types.SimpleNamespace(**{n: _Widget for n in ("HTML", "Text", "HBox", "VBox", "Button")})
-
 def _click(box, label):
-    button = next(b for b in box.children[1].children if b.description == label)
-    for act in button.acts: act(button)
+    next(b for b in box.children[1].children if b.description == label).click()
 
 
-def test_buttons(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", WIDGETS)
+def test_buttons(tmp_path):
     session = Session([{"prompt": "<b>p</b>", "completions": ["<script>", "fine & good"]}, ROWS[4]], Judgements(tmp_path / "j.jsonl"), "Ann")
     judge, done = NotebookJudge(session), []
     for _ in range(2):
@@ -273,7 +264,6 @@ def test_which_front_end(tmp_path, monkeypatch, has_shell, has_widgets):
     session = Session(ROWS[:1], Judgements(tmp_path / "j.jsonl"), "Ann")
     shell = types.SimpleNamespace(kernel=object()) if has_shell else None
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    monkeypatch.setitem(sys.modules, "ipywidgets", WIDGETS)
     monkeypatch.setattr(P.importlib.util, "find_spec", lambda name: object() if has_widgets else None)
     monkeypatch.setattr(P, "judge_by_prompts", lambda session: "prompts")
     assert (judge(session) == "prompts") == (not (has_shell and has_widgets))

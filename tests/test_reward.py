@@ -10,6 +10,7 @@ from ftcourse.align.reward import (RewardHead, RewardModel, add_reward_head, bal
                                    pair_accuracy, ranking_loss, reply_scores, reward_objective, reward_trees, train_reward)
 from ftcourse.data.batches import Tree, encode_rows, pack
 from ftcourse.models import load, sample_ids
+from ftcourse.tokens import apply_template, end_of_turn_id
 from ftcourse.tune.lora import add_lora, lora_parameters, lora_state
 from ftcourse.tune.trees import batch_trees
 
@@ -151,9 +152,15 @@ def test_batches_that_are_not_closed_are_refused():
     with pytest.raises(ValueError, match="row 4 has an empty reply"): closed(Tree((5,), ((),), ((),), 4))
 
 
+def test_an_empty_reply_is_its_end_token():
+    reward, chat = RewardModel(*scored()), [{"role": "user", "content": "Hi"}]
+    ids = apply_template(reward.tokenizer, chat, add_generation_prompt=True)
+    by_hand = [plain(reward.model, Tree(tuple(ids), ((end_of_turn_id(reward.tokenizer),),), ((1,),))), plain(reward.model, Tree(tuple(reward.tokenizer("b")["input_ids"]), ((reward.tokenizer.eos_token_id,),), ((1,),)))]
+    assert_close(reward.scores([chat, "b", chat], ["", "", "\n"]), torch.cat([*by_hand, by_hand[0]]), atol=1e-5, rtol=0)
+
+
 def test_bad_texts_say_which():
     reward = RewardModel(*scored())
-    with pytest.raises(ValueError, match="row 1: it has an empty reply"): reward.scores(["a", "b"], [" c", ""])
     with pytest.raises(ValueError, match="2 prompts but 1 replies"): reward.scores(["a", "b"], [" c"])
     reward.model.config.max_position_embeddings = 20
     assert len(reward.scores(["a"], ["b"*17])) == 1 # with its end token and the closing one: 20

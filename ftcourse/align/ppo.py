@@ -4,21 +4,23 @@
 __all__ = ['METHODS', 'Toy', 'kl_estimates', 'kl_token_rewards', 'ended', 'until_stop', 'penalise_unended', 'gae', 'masked_mean',
            'whiten', 'ppo_policy_loss', 'ratio_metrics', 'ppo_value_loss', 'reinforce_advantages', 'rloo_advantages',
            'grpo_advantages', 'AdaptiveKL', 'PPOSettings', 'Rollout', 'rollout_advantages', 'rollout_loss',
-           'minibatches', 'update', 'toy_ppo', 'Policy', 'reference', 'prompt_numbers', 'ppo', 'plot_ppo']
+           'minibatches', 'update', 'toy_ppo', 'Policy', 'reference', 'prompt_numbers', 'drawing', 'ppo', 'plot_ppo']
 
 # %% ../../nbs/4_align/ppo.ipynb #66bf120e
 import itertools, json, math, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .dpo import optimal_policy
 from .prefer import no_dropout
+from .reward import RewardModel
 from ..data.batches import Tree, digest, encode_rows
 from ..exercises import exercise
 from ..models import _encode_prompt, _stop_ids, pick_device, pick_dtype, sample_ids
-from ..tune.lora import adapters_off, has_lora, lora_parameters
+from ..tune.lora import LoRALinear, adapters_off, has_lora, lora_parameters
 from ..tune.sft import Bot, constant_system, make_trainable, open_model, sft_loss, sft_rows
 from ..tune.trainer import _CHECKPOINT, _PARTIAL, _sync_folder, _write_json, check_folder, checkpoints, load_trained, rate, save_trained, versions
 from ..tune.trees import _logit_scale, _text_config, batch_trees, head_logps, reply_hidden, reply_logps
@@ -483,10 +485,27 @@ def prompt_numbers(
     laps = {lap: order(lap) for lap in range(step*n_prompts//n, ((step + 1)*n_prompts - 1)//n + 1)}
     return [laps[k//n][k % n] for k in range(step*n_prompts, (step + 1)*n_prompts)]
 
+# %% ../../nbs/4_align/ppo.ipynb #f58c1fae
+def _low_rank_in_float32(layer, x): # (..., k) -> (..., d)
+    return layer.base(x).add_(x.float() @ layer.A.T @ layer.B.T, alpha=layer.scale)
+
+@contextmanager
+def drawing(
+    model:nn.Module, # with or without an adapter
+):
+    "Inside this context LoRA layers are quick with a few rows, as they come while replies are drawn; for passes without gradients."
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear) and type(m.base) is nn.Linear and not (m.merged or m.n_off)]
+    for m in layers: m.forward = partial(_low_rank_in_float32, m)
+    try: yield model
+    finally:
+        for m in layers: del m.forward
+
 # %% ../../nbs/4_align/ppo.ipynb #cda997f4
-def _judge(reward, prompts, texts):
-    "The reward's scores as a tensor (R,). ValueError that names the reply where one isn't a finite number."
-    scores = torch.as_tensor(reward(prompts, texts), dtype=torch.float32).detach().cpu()
+def _judge(reward, prompts, texts, drawn, tokenizer):
+    "The reward's scores as a tensor (R,). A reward model with the policy's own tokenizer gets the ids as they were drawn. ValueError that names the reply where a score isn't a finite number."
+    same = lambda other: (other.get_vocab(), other.chat_template) == (tokenizer.get_vocab(), tokenizer.chat_template)
+    scores = reward.score_ids(drawn) if isinstance(reward, RewardModel) and same(reward.tokenizer) else reward(prompts, texts)
+    scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
     if scores.shape != (len(texts),): raise ValueError(f"ppo: the reward gave {tuple(scores.shape)} for {len(texts)} replies. It must give one number for each.")
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if bad: raise ValueError(f"ppo: the reward gave {scores[bad[0]]:g} for the reply {texts[bad[0]][:80]!r} to {str(prompts[bad[0]])[-80:]!r}. It must be a finite number.")
@@ -511,10 +530,10 @@ class _Loop:
         s, K, self.numbers = self.s, self.s.n_samples, prompt_numbers(len(self.prompts), self.s.n_prompts, self.step, self.s.seed)
         first, last = (len(self.numbers)*r//self.world for r in (self.rank, self.rank + 1))
         asked = [self.prompts[i] for i in self.numbers[first:last] for _ in range(K)]
-        drawn = sample_ids(self.model, self.tokenizer, asked, s.max_new_tokens, s.temperature, s.seed + 1_000_003*(self.step + 1) + first*K) if asked else []
+        with drawing(self.model): drawn = sample_ids(self.model, self.tokenizer, asked, s.max_new_tokens, s.temperature, s.seed + 1_000_003*(self.step + 1) + first*K) if asked else []
         drawn = [(prompt, until_stop(reply, self.stop_ids)) for prompt, reply in drawn]
         texts = [self.tokenizer.decode([i for i in reply if i not in self.stop_ids], skip_special_tokens=True) for _, reply in drawn]
-        scores = _judge(self.reward, asked, texts).tolist() if asked else []
+        scores = _judge(self.reward, asked, texts, drawn, self.tokenizer).tolist() if asked else []
         return self._from_all(list(zip(drawn, texts, scores)))
 
     def _from_all(self, found): # every process's replies, in the order of the prompts

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .dpo import as_float32, check_shapes, reduced
 from .prefer import _differs, no_dropout, pairs_of, preference_rows
-from ..data.batches import Tree, TreeBatch, encode_rows
+from ..data.batches import Tree, TreeBatch, _text_ids, encode, encode_rows
 from ..exercises import exercise
 from ..models import _evaluating, _quiet, load
 from ..tokens import apply_template, end_of_turn_id, has_template
@@ -180,10 +180,15 @@ class RewardModel:
         replies:list, # texts, one a prompt
         batch_size:int=16,
     )->Tensor: # (n,)
-        "A score for each reply. ValueError for an empty one, or for lists of unequal length."
+        "A score for each reply; an empty one is its end token alone. ValueError for lists of unequal length."
         if len(prompts) != len(replies): raise ValueError(f"RewardModel.scores: {len(prompts)} prompts but {len(replies)} replies.")
-        said = lambda prompt, reply: reply if isinstance(prompt, str) else [{"role": "assistant", "content": reply}]
-        return self.score_trees(encode_rows([dict(prompt=p, completion=said(p, r)) for p, r in zip(prompts, replies)], self.tokenizer), batch_size)
+        return self.score_trees([self._tree(p, r, i) for i, (p, r) in enumerate(zip(prompts, replies))], batch_size)
+
+    def _tree(self, prompt, reply, i):
+        said = reply if isinstance(prompt, str) else [{"role": "assistant", "content": reply}]
+        if reply.strip() or isinstance(prompt, str) and reply: return encode({"prompt": prompt, "completion": said}, self.tokenizer, row_index=i)
+        ids, end = (_text_ids(self.tokenizer, prompt), self.tokenizer.eos_token_id) if isinstance(prompt, str) else (apply_template(self.tokenizer, prompt, add_generation_prompt=True), end_of_turn_id(self.tokenizer))
+        return Tree(tuple(ids), ((end,),), ((1,),), i)
 
     __call__ = scores
 

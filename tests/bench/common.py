@@ -1,5 +1,5 @@
 """What every bench shares, so that the figures compare: rows, model, LoRA, the clock, and how a figure is printed."""
-import itertools, json, resource, statistics, tempfile, time
+import itertools, json, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -16,6 +16,14 @@ def checkpoint(folder=None):
     model, tokenizer = load("smollm2-135m", device="cpu", dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trl112(folder=None):
+    "Put TRL 1.12, the last with a PPOTrainer, before the TRL that is installed. It comes into `folder`, or into a new one, so that it replaces nothing."
+    folder = folder or tempfile.mkdtemp()
+    if not (Path(folder) / "trl").exists(): subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), "trl==1.12.0"], check=True)
+    sys.path.insert(0, str(folder))
     return folder
 
 

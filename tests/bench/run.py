@@ -1,4 +1,4 @@
-"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [compiled] [sft] [dpo] [--rounds 3] [--steps 12]
+"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [compiled] [sft] [dpo] [evals] [--rounds 3] [--steps 12]
 
 Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure. With --keep also data/results/bench_NAME.json, which a chapter shows.
 """
@@ -107,7 +107,15 @@ def scaling(model, words, replies, steps=4, pairs=4):
     return found
 
 
-BENCHES = dict(startup=startup, compiled=compiled, sft=sft, dpo=dpo)
+def evals(a):
+    "lm-eval's own engine and ours, on choices, perplexity and generation."
+    from evals import compare
+    result = compare(a, child)
+    table([{k: v for k, v in row.items() if not k.endswith("figures")} for row in result["rows"]])
+    return result
+
+
+BENCHES = dict(startup=startup, compiled=compiled, sft=sft, dpo=dpo, evals=evals)
 
 
 def main():
@@ -118,6 +126,7 @@ def main():
     parser.add_argument("--attention", nargs="+", default=["sdpa", "eager"], help="of TRL's sides in the bench dpo")
     parser.add_argument("--words", type=int, nargs="+", default=[0, 96, 384], help="put before each prompt, in the bench dpo: about 0, 128 and 512 tokens")
     parser.add_argument("--replies", type=int, nargs="+", default=[2, 4, 8], help="to each prompt, in the bench dpo")
+    parser.add_argument("--rows", type=int, default=60, help="questions in the bench evals; a quarter of them with shots")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the chapter that shows them")
     a = parser.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
