@@ -371,23 +371,6 @@ def _answer_batch(model, rows, answers, prefix, max_new_tokens, temperature, sto
         logits = _forward(model, chosen[:, None], mask, positions, cache)
 
 # %% ../nbs/1_start/models.ipynb #7cb8bc1a
-def _few_rows(layer, x):
-    "A linear layer without bias. For a few rows W xᵀ is faster on a CPU: it reads W as it lies, where x Wᵀ first packs it, every time. The sums are the same."
-    if x.numel() > 32*x.shape[-1]: return torch.nn.functional.linear(x, layer.weight)
-    return (layer.weight @ x.reshape(-1, x.shape[-1]).T).T.contiguous().view(*x.shape[:-1], -1)
-
-
-@contextlib.contextmanager
-def _writing(model):
-    "Inside, 16-bit linear layers on a CPU are quick with a few rows; afterwards the model is as it was."
-    plain = lambda m: type(m) is torch.nn.Linear and m.bias is None and "forward" not in vars(m)
-    found = [m for m in model.modules() if plain(m) and m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
-    for m in found: m.forward = functools.partial(_few_rows, m)
-    try: yield
-    finally:
-        for m in found: del m.forward
-
-
 @contextlib.contextmanager
 def _evaluating(model):
     "The model in eval mode (no dropout) and without gradients; afterwards as it was."
@@ -429,7 +412,7 @@ def _answers(model, tokenizer, rows, max_new_tokens, temperature, seed, batch_si
     _check_generate(model, rows, max_new_tokens, batch_size)
     answers = [_Answer(i, tokenizer, stop, stream, seed) for i in range(len(rows))]
     order, stop_ids = sorted(range(len(rows)), key=lambda i: len(rows[i])), _stop_ids(model, tokenizer)  # like lengths together: little filling
-    with _evaluating(model), _writing(model):
+    with _evaluating(model):
         prefix = _prefill(model, rows)
         for start in range(0, len(order), batch_size):
             part = order[start:start + batch_size]

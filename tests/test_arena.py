@@ -120,12 +120,20 @@ def test_steep_chains_converge(odds, M):
     assert -np.diff(A._fit(wins)) == pytest.approx(np.full(M - 1, math.log(odds)), rel=1e-6)
 
 
-def test_what_cannot_settle_is_said(monkeypatch):
+def test_where_full_newton_steps_run_away():
+    wins = np.array([[0, 0, 0, 7, 19], [0, 0, 0, 0, 8571], [0, 943, 0, 1, 340], [4120, 0, 162238, 0, 11], [8, 0, 2, 4, 0]], dtype=float)
+    theta = A._fit(wins)
+    expected = [sum((wins[i, j] + wins[j, i])/(1 + math.exp(theta[j] - theta[i])) for j in range(5)) for i in range(5)]
+    assert expected == pytest.approx(wins.sum(1), rel=1e-6)
+
+
+def test_what_cannot_settle_is_said():
     with pytest.raises(ValueError, match="don't settle.*prior"): A._fit(np.array([[0, 5.], [0, 0]]))
 
 
 def test_many_fits_at_once_are_single_fits():
     wins = np.random.default_rng(0).integers(1, 9, (7, 4, 4)).astype(float)*(1 - np.eye(4))
+    wins[0], wins[1, 0] = 1 - np.eye(4), [0, 1e5, 1e5, 1e5]  # one that is done at once, one that takes long
     assert np.allclose(A._fit(wins), [A._fit(w) for w in wins], atol=1e-9)
 
 
@@ -166,7 +174,7 @@ def test_finite_exactly_where_a_chain_of_wins_leads_everywhere():
         reach = {m: {m} for m in "xyz"}
         for _, (a, b) in itertools.product(range(3), wins): [reach[m].add(b) for m in "xyz" if a in reach[m]]
         try: bradley_terry([battle(a, b, "model_a") for a, b in wins])
-        except ValueError: assert any(len(r) < 3 for r in reach.values()), wins
+        except ValueError as e: assert any(len(r) < 3 for r in reach.values()) and "never lost or tied" in str(e), wins
         else: assert all(len(r) == 3 for r in reach.values()), wins
 
 
@@ -394,14 +402,12 @@ def test_other_judgements_are_counted_and_rows_without_authors_refused(capsys):
     assert battles_from([], [{"prompt": "p", "chosen": "x", "rejected": "y", "models": ["mx", "my"]}]) == []
 
 
-def test_a_killed_voter_loses_nothing(tmp_path):
-    import os
+def test_a_crash_in_the_middle_of_a_vote_loses_that_one_alone(tmp_path, capsys):
     rows, _ = arena_rows(PROMPTS, ANSWERS)
-    child = os.fork()
-    if child == 0:
-        session = Session(rows, Judgements(tmp_path/"v.jsonl"), "Ann")
-        for _ in range(3): session.save(session.next().key, "A")
-        os._exit(9)
-    os.waitpid(child, 0)
+    session = Session(rows, Judgements(tmp_path/"v.jsonl"), "Ann")
+    for _ in range(3): session.save(session.next().key, "A")
+    before = battles_from(session.judgements, rows)
+    (tmp_path/"v.jsonl").write_bytes((tmp_path/"v.jsonl").read_bytes()[:-20])
     store = Judgements(tmp_path/"v.jsonl")
-    assert len(store) == 3 and Session(rows, store, "Ann").done() == 3 and len(battles_from(store, rows)) >= 3
+    after = battles_from(store, rows)
+    assert Session(rows, store, "Ann").done() == 2 and after == before[:len(after)] and "was torn" in capsys.readouterr().out

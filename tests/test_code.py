@@ -215,27 +215,36 @@ import threading, time
 from pathlib import Path
 from ftcourse.evals.code import Limits, Sandbox
 most, going = [0], [True]
+def current(): return int(Path({group!r}, "pids.current").read_text())
 def watch():
-    while going: most[0] = max(most[0], int(Path({group!r}, "pids.current").read_text())); time.sleep(0.01)
+    while going: most[0] = max(most[0], current()); time.sleep(0.01)
+def settled():
+    "The count once the probes' processes are gone: the same for a second."
+    seen, since = current(), time.monotonic()
+    while time.monotonic() < since + 1:
+        time.sleep(0.05)
+        if current() != seen: seen, since = current(), time.monotonic()
+    return seen
 bomb = "import os\\nwhile True:\\n    try: os.fork()\\n    except OSError: pass"
 for n in (1, 6):
     sandbox, most[0] = Sandbox(Limits(cpu_seconds=1, seconds=4, n_processes=n)), 0
+    before = settled()
     going[:] = [True]
     watcher = threading.Thread(target=watch); watcher.start()
     outcome = sandbox.run(bomb)
     going.clear(); watcher.join()
-    print(n, outcome.verdict, most[0], sandbox.run("print('goes on')").printed.strip())
+    print(n, outcome.verdict, most[0] - before, sandbox.run("print('goes on')").printed.strip())
 """
 
 def test_fork_bomb(sandbox):
-    "In a process of its own in a control group of 150 processes, ended after two minutes whatever happens: the inner limit must hold long before."
+    "In a control group of 150 processes, ended after two minutes whatever happens. The inner limit holds long before: beside the bomb there are bwrap's two and the watcher."
     if (group := outer_limit(150)) is None: pytest.skip("no control group can be made here, so no bomb is set off")
     command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c \"$0\""
     try:
         done = subprocess.run(["timeout", "-s", "KILL", "120", "sh", "-c", command, BOMB.format(group=str(group))], capture_output=True, text=True, cwd=PACKAGE)
         lines = [line.split(" ", 3) for line in done.stdout.splitlines()]
         assert [line[0] for line in lines] == ["1", "6"], done.stderr[-2000:]
-        for n, verdict, most, then in lines: assert verdict in ("killed", "time") and int(most) < 20 + int(n) and then == "goes on", lines
+        for n, verdict, most, then in lines: assert verdict in ("killed", "time") and int(n) <= int(most) <= int(n) + 4 and then == "goes on", lines
         assert emptied(group)
     finally:
         for pid in (group/"cgroup.procs").read_text().split(): os.kill(int(pid), 9)
@@ -264,7 +273,7 @@ def test_without_namespaces_it_refuses_and_says_what_is_missing():
     out = by_system_python("""
 try: Sandbox(bwrap=None)
 except SandboxError as e: print(sorted(e.missing)); print(e)
-s = Sandbox(bwrap=None, accept=("folder", "reading", "writing"))
+s = Sandbox(Limits(cpu_seconds=1, seconds=120), bwrap=None, accept=("folder", "reading", "writing"))
 print(sorted(s.missing), s.run("while True: pass").verdict, s.run("import os; os.fork()").verdict)""")
     assert out.startswith("['folder', 'reading', 'writing']\n") and out.endswith("['folder', 'reading', 'writing'] killed error\n")
     assert "nothing is run" in out and "there is no bwrap" in out and "apt-get install bubblewrap" in out and "accept=['folder'" in out
@@ -285,7 +294,7 @@ def test_children_are_counted_and_end_with_their_parent():
     assert not sandbox.missing
     outcome = sandbox.run("import subprocess\nprint(subprocess.run(['/usr/bin/id', '-u'], capture_output=True, text=True).stdout)")
     assert outcome.verdict == "ended" and int(outcome.printed) >= 61184 or os.getuid(), outcome
-    assert sandbox.run("import os, time\nfor _ in range(3): os.fork() or time.sleep(1)").verdict == "error"
+    assert sandbox.run("import os, time\nfor _ in range(4): os.fork() or time.sleep(5)").verdict == "error"
 
 
 def test_bad_settings():

@@ -13,7 +13,7 @@ from ftcourse.models import generate, load
 ROWS = [dict(question=f"what is {i} + {i}", choices=["one", "two dogs", f"{2*i}", "far away"], answer=i % 4, text=f"number {i} is not {2*i}. "*(1 + i), said=str(2*i)) for i in range(9)]
 CHOICE = dict(output_type="multiple_choice", doc_to_text="Question: {{question}}\nAnswer:", doc_to_choice="choices", doc_to_target="answer", metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
 ROLL = dict(output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}", metric_list=[dict(metric="word_perplexity"), dict(metric="bits_per_byte")])
-WRITE = dict(output_type="generate_until", doc_to_text="Question: {{question}}\nAnswer:", doc_to_target="{{said}}", generation_kwargs=dict(until=["\n", "e"], max_gen_toks=20),
+WRITE = dict(output_type="generate_until", doc_to_text="Question: {{question}}\nAnswer:", doc_to_target="{{said}}", generation_kwargs=dict(until=["zz", "hhh"], max_gen_toks=20),
              metric_list=[dict(metric="exact_match", aggregation="mean", higher_is_better=True)])
 
 
@@ -32,9 +32,11 @@ def tasks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engines(tiny):
+def engines():
     from lm_eval.models.huggingface import HFLM
-    model, tokenizer = tiny
+    model, tokenizer = load("tiny")
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(2)                      # livelier: it writes different texts to different prompts
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), H.TreeLM(model, tokenizer)
 
 

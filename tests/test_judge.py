@@ -221,6 +221,8 @@ def test_misaligned_outputs_raise():
     with pytest.raises(ValueError, match="row 1 of `gamed`"): length_controlled_win_rate(rows, "v1", [{**gamed_rows([0.1])[0]}, {"index": 1}])
     with pytest.raises(ValueError, match="several models"): length_controlled_win_rate(rows[:5] + [dict(rows[5], generator_2="other")])
     with pytest.raises(ValueError, match="5 folds need 5"): length_controlled_win_rate(rows[:4])
+    with pytest.raises(ValueError, match="row 1 has no 'preference'"): win_rate([rows[0], {"index": 1}])
+    with pytest.raises(ValueError, match="row 0 has no 'output_1'"): length_controlled_win_rate([{k: v for k, v in r.items() if k != "output_1"} for r in rows])
 
 
 @pytest.fixture
@@ -343,7 +345,7 @@ def test_texts_come_in_order_and_cost_what_was_used(connect):
 
 FAULTS = {"429": (429, {"error": {"message": "slow down"}}, {"retry-after": "7"}, 0), "500": (500, {"error": {"message": "oh"}}, {}, 0), "503": (503, b"<html>busy", {"content-type": "text/html"}, 0),
           "malformed": (200, b'{"choices": [{"mess', {}, 0), "no choices": (200, {"id": "x", "choices": []}, {}, 0), "an error as 200": (200, {"error": {"message": "oh"}}, {}, 0),
-          "plain text": (200, b"ok", {"content-type": "text/plain"}, 0)}
+          "plain text": (200, b"ok", {"content-type": "text/plain"}, 0), "parts for a text": (200, completion([{"type": "text", "text": "[[A]]"}]), {}, 0)}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -431,6 +433,14 @@ def test_a_repeated_run_costs_nothing(connect, tmp_path):
         assert connect(stub, cache=path, max_tokens=5)(CHATS[:1]) == ["reply 4"]
         assert "sk-secret" not in path.read_text()
         with Stub(lambda request, i: completion("another server")) as other: assert connect(other, cache=path)(CHATS[:1]) == ["another server"]
+
+
+def test_a_file_that_is_no_cache_is_left_alone(connect, tmp_path):
+    (tmp_path/"data.jsonl").write_text('{"prompt": "mine"}\n')
+    with Stub(lambda request, i: completion()) as stub:
+        with pytest.raises(ValueError, match="data.jsonl isn't a cache"): connect(stub, cache=tmp_path/"data.jsonl")
+        with pytest.raises(ValueError, match="must end in .jsonl"): connect(stub, cache=tmp_path/"data.csv")
+    assert (tmp_path/"data.jsonl").read_text() == '{"prompt": "mine"}\n'
 
 
 def test_probabilities_of_the_letters(connect):

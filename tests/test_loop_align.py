@@ -12,6 +12,7 @@ from ftcourse.align.reward import RewardModel, add_reward_head
 from ftcourse.data.batches import Tree
 from ftcourse.models import load
 from ftcourse.tune.lora import add_lora, lora_parameters, lora_state
+from ftcourse.tune.sft import finetune
 from ftcourse.tune.trees import batch_trees, reply_logps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +138,7 @@ def test_usual_rates():
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(prompts=[]), "must be a list"), (dict(prompts="one text"), "must be a list"), (dict(n_prompts=7), "n_prompts=7"), (dict(lora="full"), "lora='full'"), (dict(prompts=["a", "b"*5000]), "prompt 1 has 50"),
+    (dict(prompts=[]), "must be a list"), (dict(prompts="one text"), "must be a list"), (dict(n_prompts=7), "n_prompts=7"), (dict(lora="full"), "lora='full'"), (dict(prompts=["a", "b"*9000]), "prompt 1 has 900"),
     (dict(judge=lambda p, r: [1.]), "the judge: 1 scores for 24"), (dict(judge=lambda p, r: [math.nan]*len(r)), "the judge: the score of reply 0"), (dict(gold=lambda p, r: [math.inf]*len(r)), "the gold score: the score of reply 0")])
 def test_what_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said): improve(**{**dict(model=brief_model(), prompts=PROMPTS, judge=plain), **SHORT, **wrong})
@@ -178,12 +179,24 @@ def test_the_bar(trained):
 
 
 def test_round_after_round_the_judge_is_pleased_more():
-    for options in (dict(SHORT), dict(PAIRS)):
-        run = improve(brief_model(), [f"number {i} is" for i in range(24)], plain, gold=lambda p, r: [len(x) for x in r], n_epochs=2, **options)
-        first, *_, last = run.history
-        assert last["score"] > first["score"] + .05 and first["kl"] == 0 and last["kl"] > .05 and [h["round"] for h in run.history] == [0, 1, 2]
-        assert first["gold"] == pytest.approx(sum(len(r.text) for r in run.replies[0])/len(run.replies[0])) and first["best"] >= first["score"]
-        assert all(math.isfinite(v) for h in run.history for v in h.values())
+    letters, (model, tokenizer) = tuple("abcdef"), load("tiny")
+    model.get_input_embeddings().weight.data *= 5
+    finetune((model, tokenizer), [{"prompt": f"number {i} is", "completion": letters[7*i % 6]} for i in range(96)], method="full", batch_size=16, max_steps=60, lr=3e-3, progress=False)
+    late = lambda prompts, replies: [letters.index(r) if r in letters else -1 for r in replies]
+    run = improve((model, tokenizer), [f"number {i} is" for i in range(24)], late, gold=lambda p, r: [len(x) for x in r], max_new_tokens=4, n_epochs=4, lr=5e-3, progress=False)
+    first, *_, last = run.history
+    assert last["score"] > first["score"] + .5 and last["entropy"] < first["entropy"] - .3 and first["kl"] == 0 and last["kl"] > .4 and [h["round"] for h in run.history] == [0, 1, 2, 3]
+    assert first["gold"] == sum(len(r.text) for r in run.replies[0])/len(run.replies[0]) and first["best"] > first["score"]
+    assert all(math.isfinite(v) for h in run.history for v in h.values())
+
+
+def test_dpo_raises_the_better_of_each_pair(trained):
+    run = improve(brief_model(), PROMPTS, plain, **{**PAIRS, "rounds": 1, "n_epochs": 4})
+    (trees,), start = trained, brief_model()[0]
+    with torch.no_grad(): now, before = (reply_logps(m, batch_trees(trees, m))[0].sum(1).view(-1, 2) for m in (run.bot.model, start))
+    assert_close(before, torch.tensor([t.ref_logps for t in trees]), atol=1e-3, rtol=1e-4)
+    better = now - before
+    assert (better[:, 0] > better[:, 1]).float().mean() > .7 and (better[:, 0] - better[:, 1]).mean() > .1
 
 
 def test_kl_is_the_plain_computation(tmp_path):

@@ -33,6 +33,7 @@ def test_labels_by_hand():
     labels, called = list("aaabbc"), list("aabbca")
     assert accuracy(called, labels) == 3/6
     assert matthews(called, labels) == pytest.approx((3*6 - (3*3 + 2*2 + 1))/(36 - (3*3 + 2*2 + 1)))
+    assert accuracy(np.array([1, 0, 1]), np.array([1, 1, 1])) == precision_recall_f1(np.array([1, 0, 1]), np.array([1, 1, 1]), positive=1).recall == pytest.approx(2/3)
     assert precision_recall_f1(called, labels, positive="a") == PRF(2/3, 2/3, 2/3)
     assert precision_recall_f1(called, labels, positive="b") == PRF(1/2, 1/2, 1/2)
     assert precision_recall_f1(called, labels, positive="c") == PRF(0, 0, 0)
@@ -309,6 +310,7 @@ def test_randomisation_of_a_corpus_score():
 def test_perplexities_by_hand():
     p = perplexities(-3*math.log(8), 3, ["ab  cd", "é"]) # three tokens of probability 1/8; three words; 8 bytes
     assert p == pytest.approx((8, 8, 8**(3/8), 9/8))
+    assert perplexities(-1000., 500, ["日本" * 100])[:2] == (pytest.approx(math.e**2), math.inf)
     with pytest.raises(ValueError, match="0 words"): perplexities(-1., 3, ["  "])
 
 
@@ -405,6 +407,7 @@ def test_calibration_by_hand():
     (lambda: bleu(["a"], [[]]), "one text or more"), (lambda: bleu(["a"], [[None]]), "one text or more"), (lambda: bleu(["a"], ["a"], smooth="ex"), "smooth='ex'"),
     (lambda: rouge("a", "a", ["rouge0"]), "no kind 'rouge0'"), (lambda: precision_recall_f1([1], [1], "mean"), "average='mean'"),
     (lambda: precision_recall_f1([1], [1], "weighted", classes=[2]), "classes \\[2\\]"), (lambda: token_f1("a", []), "one text or more"),
+    (lambda: exact_match(None, "a"), "answer is None"), (lambda: bleu([None], ["a"]), "answer is None"),
     (lambda: calibration_error([80], [1]), "80.0 isn't between"), (lambda: calibration_error([float("nan")], [1]), "isn't between"), (lambda: calibration_error([.5], [1], norm="l3"), "norm='l3'"),
     (lambda: calibration_bins([.5], [1], 0), "n_bins=0"), (lambda: corpus_interval([1, 2]), "rows, k"), (lambda: perplexities(-1., 1, "text"), "one string"),
     (lambda: strided_trees(["a"], None, 8, 8), "stride=8"), (lambda: strided_trees("a", None), "one string"), (lambda: evaluate_compute("x", [1], [1]), "no metric 'x'")])

@@ -518,3 +518,54 @@ def test_real_second_load_takes_about_a_second():
         load("smollm2-135m")
         seconds.append(time.time() - started)
     assert min(seconds) < 2
+
+
+# --- several answers to a prompt ------------------------------------------------------------------------
+def test_answers_to_one_prompt_read_it_once_and_draw_for_themselves(tiny, monkeypatch):
+    model, tokenizer = tiny
+    prompts, shapes, forward = ["ab"]*3 + ["another"] + ["ab"], [], M._forward
+    monkeypatch.setattr(M, "_forward", lambda model, ids, *rest: shapes.append(tuple(ids.shape)) or forward(model, ids, *rest))
+    together = M.sample_ids(model, tokenizer, prompts, max_new_tokens=6, seed=3)
+    assert shapes[0][0] == 2 and shapes[1] == (5, 1)  # two prompts are read, five answers go on
+    assert together == [M.sample_ids(model, tokenizer, [p], max_new_tokens=6, seed=3 + i)[0] for i, p in enumerate(prompts)]
+    assert len({reply for _, reply in together}) == 5
+    assert M._distinct([[1, 2], [3], [1, 2]]) == ([(1, 2), (3,)], [0, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
+def test_what_is_drawn_from_is_what_the_model_says_without_a_cache(kind, monkeypatch):
+    model, tokenizer, seen, draw = other(kind), tiny_tokenizer(), [], M._draw
+    def noted(logits, temperature, generators):
+        chosen = draw(logits, temperature, generators)
+        if len(seen) == 3: chosen[1] = 2  # one answer ends early and leaves
+        seen.append((logits, generators))
+        return chosen
+    monkeypatch.setattr(M, "_draw", noted)
+    drawn = M.sample_ids(model, tokenizer, ["ab", "ab", "longer than that", "ab"], max_new_tokens=70)  # more than fits into the first room
+    assert len(drawn[1][1]) == 4 and len(seen) == 70
+    for (prompt, reply), g in zip([drawn[i] for i in (0, 1, 3, 2)], seen[0][1]):  # like lengths go together
+        with torch.no_grad(): alone = model(input_ids=torch.tensor([prompt + reply])).logits[0, len(prompt) - 1:-1]
+        torch.testing.assert_close(torch.stack([logits[[x is g for x in gs].index(True)] for logits, gs in seen if any(x is g for x in gs)]), alone, atol=2e-4, rtol=1e-4)
+
+
+def test_cache_with_room_holds_what_the_plain_one_holds():
+    import copy
+    from transformers.cache_utils import DynamicLayer
+    ours, theirs, gen = M._roomy_layer()(), DynamicLayer(), torch.Generator().manual_seed(0)
+    draw = lambda B, t: (torch.randn(B, 2, t, 4, generator=gen), torch.randn(B, 2, t, 4, generator=gen))
+    def both(B, t):
+        new = draw(B, t)
+        for mine, right in zip(ours.update(*new), theirs.update(*new)): assert mine.equal(right)
+    both(3, 5)
+    where = ours.keys.data_ptr()
+    for _ in range(64): both(3, 1)
+    assert ours.keys.data_ptr() == where and ours.get_seq_length() == 69  # nothing was copied
+    both(3, 1)
+    assert ours.keys.data_ptr() != where  # full: a larger one
+    for layer in (ours, theirs): layer.batch_select_indices(torch.tensor([2, 0]))
+    both(2, 1)
+    for layer in (ours, theirs): layer.batch_repeat_interleave(2)
+    both(4, 2)
+    kept, ours = ours.keys.clone(), copy.deepcopy(ours)
+    both(4, 1)
+    assert ours.keys[:, :, :-1].equal(kept)

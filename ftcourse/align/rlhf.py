@@ -65,7 +65,7 @@ def _gold_columns(d, kind):
     d = torch.as_tensor(d, dtype=torch.float64)
     return torch.stack([d, -d*(d.log() if kind == "rl" else d)], -1) # (n, 2)
 
-
+# %% ../../nbs/4_align/rlhf.ipynb #e5e95f84
 def fit_gold_curve(
     d, # (n,) √KL, √nats; those that aren't above 0 are left out, since every curve is 0 there
     gold, # (n,) gold score above the reference's

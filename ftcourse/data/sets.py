@@ -21,6 +21,8 @@ _FILES = { # name -> {split: file}; the first split is what `load_set(name)` giv
     "gsm8k": {"test": "gsm8k/gsm8k-test.jsonl"},
     "humaneval": {"test": "humaneval/HumanEval.jsonl.gz"},
     **{f"bbh/{task}": {"test": f"bbh/{task}.json"} for task in _BBH},
+    "safety": {part: f"safety/{part}.jsonl" for part in ("requests", "premises", "helpful")},
+    "benchmarks": {part: f"benchmarks/{part}.jsonl" for part in ("choice", "ending", "blank", "pair", "same", "word", "single", "span")},
 }
 
 # %% ../../nbs/2_data/sets.ipynb #113aba03
@@ -34,7 +36,7 @@ def data_dir()->Path: # has one folder for each set
 
 # %% ../../nbs/2_data/sets.ipynb #5700fc2f
 def load_set(
-    name:str, # "emojibot", "instructions", "preferences", "gsm8k", "humaneval" or "bbh/<task>"
+    name:str, # "emojibot", "instructions", "preferences", "gsm8k", "humaneval", "bbh/<task>", "safety" or "benchmarks"
     split:str|None=None, # None: the set's first split, which is its training rows where it has some
 )->list: # one dict a row, with the fields of the file
     "The rows of one of the course's sets. Raises ValueError for a set or a split that isn't there."

@@ -233,9 +233,10 @@ def leaderboard(
     _check_linked(votes.names, wins)
     block = max(1, 1_000_000//max(len(votes.counts), wins.size)) # 8 MB of an array at a time
     thetas = np.concatenate([_refit(votes, _draw_counts(votes, min(block, n - i), draw, by)) for i in range(0, n, block)])
-    ratings, met = _points(_fit(wins), anchor, anchor_rating), np.bincount(np.r_[votes.a, votes.b], np.r_[votes.counts, votes.counts]).astype(int)
+    ratings, resamples = (_points(t, anchor, anchor_rating) for t in (_fit(wins), thetas))
+    n_battles = np.bincount(np.r_[votes.a, votes.b], np.tile(votes.counts, 2)).astype(int)
     best = np.argsort(-ratings, kind="stable")
-    return Leaderboard([votes.names[i] for i in best], ratings[best], _points(thetas, anchor, anchor_rating)[:, best], met[best], level)
+    return Leaderboard([votes.names[i] for i in best], ratings[best], resamples[:, best], n_battles[best], level)
 
 # %% ../../nbs/5_evals/arena.ipynb #28367bf6
 def votes_needed(
@@ -280,7 +281,8 @@ def battles_from(
     rows, # those that were judged; `models` names who wrote each reply: a name, or a list of names
 )->list: # of battles, with `annotator` and `prompt`; model_a's reply stood before model_b's
     "Battles from blind judgements. What was judged on other rows, and gold questions, stay out and are counted."
-    known, judgements = {row_key(row, i): (row["prompt"], _authors(row, i)) for i, row in enumerate(rows) if row.get("gold") is None}, list(judgements)
+    judgements = list(judgements)
+    known = {row_key(row, i): (row["prompt"], _authors(row, i)) for i, row in enumerate(rows) if row.get("gold") is None}
     others = sum(j.task not in known for j in judgements)
     if others: print(f"battles_from: {others} of {len(judgements)} judgements are on gold questions or on other rows; they are left out.")
     return [_battle(a, b, _winner(j.ranks[x], j.ranks[y]), j.annotator, prompt) for j in judgements if j.task in known

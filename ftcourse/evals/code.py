@@ -63,6 +63,7 @@ def _serve(program, entry_point, fds):
         args, kwargs = _unpacked(json.loads(line))
         return {"value": _packed(space[entry_point](*args, **kwargs))}
 
+    attempt(lambda: {"value": None}) # "I have started": from here on whatever happens is the program's doing
     attempt(define)
     for line in questions: attempt(lambda: call(line))
 
@@ -95,6 +96,8 @@ def _check(setup, test, entry_point, fds):
     "In the other sandbox: run `check(candidate)` of `test`; the last line printed is the verdict, as JSON."
     answers, questions, space, verdict = os.fdopen(fds[0]), os.fdopen(fds[1], "w"), {"__name__": "test"}, "broken"
     def candidate(*args, **kwargs): return _ask(questions, answers, json.dumps(_packed((args, kwargs))) + "\n")
+    if not answers.readline(): raise OSError("the program's sandbox did not start")
+    print("started", flush=True)
     try:
         exec(setup + "\n" + test, space)
         run, space[entry_point], verdict = space["check"], candidate, "wrong"
@@ -124,7 +127,7 @@ class Limits:
         return dict(RLIMIT_CPU=self.cpu_seconds, RLIMIT_AS=self.memory, RLIMIT_NPROC=self.n_processes, RLIMIT_FSIZE=self.file_bytes,
                     RLIMIT_NOFILE=64, RLIMIT_CORE=0, RLIMIT_MEMLOCK=0, RLIMIT_MSGQUEUE=0)
 
-
+# %% ../../nbs/5_evals/code.ipynb #c92262de
 _DENIED = { # machine -> its mark, the number of `clone`, and those of: shmget semget msgget socket ptrace mount add_key request_key keyctl unshare
     # perf_event_open setns process_vm_readv process_vm_writev memfd_create bpf userfaultfd io_uring_setup clone3 pidfd_getfd
     "x86_64": (0xC000003E, 56, (29, 64, 68, 41, 101, 165, 248, 249, 250, 272, 298, 308, 310, 311, 319, 321, 323, 425, 435, 438)),
@@ -141,7 +144,7 @@ def _filter(mark, clone, denied):
     code += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 0, 1, 0x7E020000), no] # a new process, but not with new namespaces
     return b"".join(struct.pack("HBBI", *line) for line in [*code, (give, 0, 0, 0x7FFF0000)])
 
-
+# %% ../../nbs/5_evals/code.ipynb #de85d5f8
 def _confine(resources, uid):
     "In the sandbox, before anything else: give up all rights for good."
     import ctypes, resource
@@ -236,7 +239,7 @@ import os, signal, time
 for s in set(signal.Signals) - {{signal.SIGKILL, signal.SIGSTOP}}: signal.signal(s, signal.SIG_IGN)
 try: os.fork() or os.setsid()
 except OSError: pass
-while True: time.sleep(1)"""),
+for _ in range(60): time.sleep(1)"""),
     "processor": ("a busy loop is killed", "while True: pass"),
     "memory": ("no more memory than allowed", """
 kept = bytearray({limits.memory}//4)
@@ -363,7 +366,7 @@ class Outcome:
     @property
     def passed(self): return self.verdict == "passed"
 
-
+# %% ../../nbs/5_evals/code.ipynb #78a1e6c7
 class Sandbox:
     "A place for programs that nobody has read: processes with limits of their own, in namespaces of their own where bubblewrap can make them."
     def __init__(self,
@@ -412,10 +415,10 @@ class Sandbox:
             guest = stack.enter_context(_started(dict(program=program, entry_point=entry_point, fds=(a, d)), self.limits, self.bwrap, printed, (a, d)))
             checker = stack.enter_context(_started(dict(setup=setup, test=test, entry_point=entry_point, fds=(c, b)), self.limits, self.bwrap, said, (c, b)))
             for end in ends: end.close()
-            ending, detail = _ending(checker, self.limits.seconds)
-            verdict = ending
-            if ending == "ended": verdict, detail = json.loads(_printed(said).split("\n")[-2])
-            elif ending != "time": verdict, detail = "wrong", f"its values were too much for the test: {detail}"
+            verdict, detail = _ending(checker, self.limits.seconds)
+            if verdict != "time" and not _printed(said).startswith("started"): raise SandboxError(f"Sandbox.check: a sandbox did not start: {_printed(said)[-300:]} {_printed(printed)[-300:]}", ())
+            if verdict == "ended": verdict, detail = json.loads(_printed(said, self.limits.file_bytes).split("\n")[-2])
+            elif verdict != "time": verdict, detail = "wrong", f"its values were too much for the test: {detail}"
             if verdict == "ended": verdict, detail = _ending(guest, 1)
             if verdict == "broken": raise ValueError(f"Sandbox.check: the test of {entry_point} can't run: {detail}")
             return Outcome(verdict, detail, _printed(printed), time.perf_counter() - start)
@@ -458,7 +461,7 @@ class CodeRun:
         Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         return Path(path)
 
-
+# %% ../../nbs/5_evals/code.ipynb #7c72364e
 def evaluate_code(
     rows:Sequence, # n tasks with HumanEval's fields
     answers:Sequence, # n lists of texts, one for each sample

@@ -227,8 +227,10 @@ def annotations(
              "output_2": row["output"], "generator_2": row["generator"], "annotator": annotator, "preference": 1 + float(s)} for i, (row, s) in enumerate(zip(outputs, scores))]
 
 
-def _preferences(where, rows):
+def _preferences(where, rows, fields=("preference",)):
     "(n,) the model's share of each win, 0 to 1; NaN unread."
+    lost = next((f"row {i} has no {field!r}" for i, r in enumerate(rows) for field in fields if field not in r), None)
+    if lost: raise ValueError(f"{where}: {lost}. AlpacaEval's annotations have it; `annotations` makes such rows.")
     x = np.array([math.nan if r["preference"] is None else float(r["preference"]) for r in rows])
     x[x == 0] = 1.5 # an older way to write a draw
     if not len(x) or np.isnan(x).all(): raise ValueError(f"{where}: no row has a preference. Were the outputs matched with the right instructions?")
@@ -243,7 +245,7 @@ def win_rate(
     x = _preferences("win_rate", rows)
     n_unread, x = int(np.isnan(x).sum()), x[~np.isnan(x)]
     wins, losses, draws = (int(v.sum()) for v in (x > 0.5, x < 0.5, x == 0.5))
-    return {"win_rate": 100*x.mean(), "standard_error": 100*x.std(ddof=1)/math.sqrt(len(x)) if len(x) > 1 else math.nan, "n_wins": wins, "n_wins_base": losses,
+    return {"win_rate": 100*float(x.mean()), "standard_error": 100*float(x.std(ddof=1))/math.sqrt(len(x)) if len(x) > 1 else math.nan, "n_wins": wins, "n_wins_base": losses,
             "n_draws": draws, "n_total": len(x), "discrete_win_rate": 100*(wins + draws/2)/len(x), "n_unread": n_unread}
 
 # %% ../../nbs/5_evals/judge.ipynb #dc149812
@@ -308,7 +310,8 @@ def length_controlled_win_rate(
     if form not in ("minimal", "v1") or (form == "v1") != (gamed is not None):
         raise ValueError(f"length_controlled_win_rate: form={form!r} {'needs' if form == 'v1' else 'takes no'} `gamed`; the forms are 'minimal', and 'v1' with `gamed`.")
     rows = list(rows)
-    figures, y = win_rate(rows), _preferences("length_controlled_win_rate", rows)
+    y = _preferences("length_controlled_win_rate", rows, ("preference", "index", "output_1", "output_2", "generator_1", "generator_2"))
+    figures = win_rate(rows)
     if len({(r["generator_1"], r["generator_2"]) for r in rows}) > 1: raise ValueError("length_controlled_win_rate: the rows hold several models or baselines. Give those of one model against one baseline.")
     if rows[0]["generator_1"] == rows[0]["generator_2"]: return figures | {"length_controlled_winrate": 50.0, "lc_standard_error": 0.0, "coefficients": {}} # by definition
     X, names = _features(rows, form, gamed)
@@ -318,7 +321,7 @@ def length_controlled_win_rate(
         fit_X, fit_y, weights = np.concatenate([more_X, fit_X]), np.concatenate([more_y, fit_y]), np.concatenate([np.full(len(more_X), 0.1), weights])
     w = _fit_cv(fit_X, fit_y, weights)
     predicted = 100*_sigmoid(X[:, 1:] @ w[1:]) # column 0 is the length: equal lengths
-    return figures | {"length_controlled_winrate": predicted.mean(), "lc_standard_error": predicted.std(ddof=1)/math.sqrt(len(predicted)), "coefficients": dict(zip(names, w.tolist()))}
+    return figures | {"length_controlled_winrate": float(predicted.mean()), "lc_standard_error": float(predicted.std(ddof=1))/math.sqrt(len(predicted)), "coefficients": dict(zip(names, w.tolist()))}
 
 
 def _features(rows, form, gamed):
@@ -327,8 +330,8 @@ def _features(rows, form, gamed):
     length, one = np.tanh(delta/(delta.std(ddof=1) or 1)), np.ones(len(rows)) # all differences equal and 0: 0, not 0/0
     if form == "minimal": return np.stack([length, one], 1), ["length", "model"]
     difficulty = _gamed_rows(gamed)[2]
-    lost = next((r.get("index") for r in rows if r.get("index") not in difficulty), "")
-    if lost != "": raise ValueError(f"length_controlled_win_rate: instruction {lost!r} isn't in `gamed`, so its difficulty is unknown. Use form='minimal' for instructions that aren't AlpacaEval's.")
+    lost = next((r["index"] for r in rows if r["index"] not in difficulty), None)
+    if lost is not None: raise ValueError(f"length_controlled_win_rate: instruction {lost!r} isn't in `gamed`, so its difficulty is unknown. Use form='minimal' for instructions that aren't AlpacaEval's.")
     return np.stack([length, [difficulty[r["index"]] for r in rows], one], 1), ["length", "difficulty", "model"]
 
 # %% ../../nbs/5_evals/judge.ipynb #ea93bb52
@@ -457,7 +460,7 @@ def _reply(text=None, why="", tops=None): return {"text": text, "why": why, "top
 def _read_completion(completion, n):
     "The reply in a completion of at most `n` tokens, with the log-probabilities of its first token; None where it isn't a completion."
     choice = next(iter(getattr(completion, "choices", None) or ()), None)
-    if getattr(choice, "message", None) is None: return None
+    if getattr(choice, "message", None) is None or not isinstance(choice.message.content, str|None): return None
     text, end = choice.message.content or None, getattr(choice, "finish_reason", None)
     if choice.message.refusal or end == "content_filter": return _reply(why="refused")
     first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
@@ -466,11 +469,14 @@ def _read_completion(completion, n):
 
 
 def _read_cache(path):
-    "key -> reply of a cache file; a line that a crash has torn is left out."
+    "key -> reply of a cache file; a line that a crash has torn is left out. ValueError for another file."
+    if path is None: return {}
+    if Path(path).suffix != ".jsonl": raise ValueError(f"Endpoint: the cache must end in .jsonl, not {Path(path).name}.")
     found = {}
-    for line in Path(path).read_bytes().split(b"\n") if path and Path(path).exists() else ():
+    for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else ():
         try: row = json.loads(line)
         except ValueError: continue
+        if not isinstance(row, dict) or not {"key", "reply"} <= row.keys(): raise ValueError(f"Endpoint: {Path(path).name} isn't a cache of replies. Nothing was written to it; give the cache a name of its own.")
         found[row["key"]] = row["reply"]
     return found
 
@@ -580,11 +586,12 @@ class Endpoint:
         with self._lock:
             self._cached[key] = reply
             if not self.cache: return
-            path = Path(self.cache)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"key": key, "request": request, "reply": reply, "usd": usd})
-            with open(path, "ab", buffering=0) as file: file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+            with open(self.cache, "ab+") as file:
+                file.seek(max(0, file.seek(0, 2) - 1))
+                torn = file.read() not in (b"", b"\n")
+                file.write(b"\n"*torn + line.encode() + b"\n")
 
 # %% ../../nbs/5_evals/judge.ipynb #8bb4cc16
 @dataclass

@@ -10,7 +10,7 @@ __all__ = ['PRF', 'accuracy', 'precision_recall_f1', 'matthews', 'normalize_answ
 # %% ../../nbs/5_evals/metrics.ipynb #9fd42dd4
 import itertools, math, re, string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -38,7 +38,7 @@ def _prf(hits, n_predicted, n_reference):
 def _same_rows(what, predictions, references):
     "Both as lists of equal length, at least one row."
     if isinstance(predictions, str) or isinstance(references, str): raise ValueError(f"{what}: predictions and references are lists with one entry a row. For a single row write [prediction] and [reference].")
-    predictions, references = list(predictions), list(references)
+    predictions, references = (x.tolist() if hasattr(x, "tolist") else list(x) for x in (predictions, references)) # arrays and tensors as numbers
     if len(predictions) != len(references): raise ValueError(f"{what}: {len(predictions)} predictions against {len(references)} references. Give one a row, in the same order.")
     if not predictions: raise ValueError(f"{what}: there are no rows.")
     return predictions, references
@@ -93,8 +93,9 @@ def normalize_answer(
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 # %% ../../nbs/5_evals/metrics.ipynb #cf60a5bc
-def _references(what, references):
-    "References of one row as a list of texts."
+def _references(what, prediction, references):
+    "References of one row as a list of texts; the answer must be text too."
+    if not isinstance(prediction, str): raise ValueError(f"{what}: an answer is {prediction!r:.80}, but it must be text. Where a model gave none, write ''.")
     references = [references] if isinstance(references, str) else list(references)
     bad = [r for r in references if not isinstance(r, str)]
     if not references or bad: raise ValueError(f"{what}: a row needs one text or more as reference, but it has {(bad or references)!r:.80}.")
@@ -107,7 +108,7 @@ def exact_match(
     normalize:Callable=normalize_answer, # what makes answers alike; `str` changes nothing
 )->float: # 1 or 0
     "Whether the answer is one of the references (SQuAD 1.1)."
-    return float(normalize(prediction) in map(normalize, _references("exact_match", references)))
+    return float(normalize(prediction) in map(normalize, _references("exact_match", prediction, references)))
 
 
 def token_f1(
@@ -119,7 +120,7 @@ def token_f1(
     def one(reference):
         a, b = (Counter(normalize(text).split()) for text in (prediction, reference))
         return _prf((a & b).total(), a.total(), b.total()).f1 if a and b else float(a == b)
-    return max(one(r) for r in _references("token_f1", references))
+    return max(one(r) for r in _references("token_f1", prediction, references))
 
 # %% ../../nbs/5_evals/metrics.ipynb #b52c3258
 def task_completion(
@@ -163,7 +164,7 @@ def bleu_counts(
     max_n:int=4, # longest run of words
 )->np.ndarray: # (2 + 2 max_n,) words of the answer; of the nearest reference; hits of n = 1, 2, ...; n-grams of n = 1, 2, ...
     "What BLEU needs of one row; rows may be added up."
-    words, refs = tokenize(prediction), [tokenize(r) for r in _references("bleu", references)]
+    words, refs = tokenize(prediction), [tokenize(r) for r in _references("bleu", prediction, references)]
     nearest = min((abs(len(r) - len(words)), len(r)) for r in refs)[1]                       # the shorter one if two are as near
     mine = [_ngrams(words, n) for n in range(1, max_n + 1)]
     theirs = [reduce(or_, (_ngrams(r, n) for r in refs)) for n in range(1, max_n + 1)]       # the most that any reference has
@@ -271,7 +272,7 @@ def rouge(
     "ROUGE of one answer, equal to rouge-score's. ValueError for an unknown kind or no reference."
     unknown = [k for k in kinds if not re.fullmatch(r"rouge([1-9]|L|Lsum)", k)]
     if unknown: raise ValueError(f"rouge: there is no kind {unknown[0]!r}. There are rouge1 to rouge9, rougeL and rougeLsum.")
-    refs = _references("rouge", references)
+    refs = _references("rouge", prediction, references)
     return {k: max((_rouge(k, prediction, r, words) for r in refs), key=lambda s: s.f1) for k in kinds}
 
 # %% ../../nbs/5_evals/metrics.ipynb #91cb52f7
@@ -399,7 +400,7 @@ def meteor(
         m, p, r = len(places), len(places)/len(words), len(places)/len(ref)
         chunks = 1 + sum((i + 1, j + 1) != after for (i, j), after in zip(places, places[1:]))
         return p*r/(alpha*p + (1 - alpha)*r)*(1 - gamma*(chunks/m)**beta)
-    return max(one(r) for r in _references("meteor", references))
+    return max(one(r) for r in _references("meteor", prediction, references))
 
 # %% ../../nbs/5_evals/metrics.ipynb #0de48dc9
 def text_scores(
@@ -479,7 +480,8 @@ def perplexities(
     if isinstance(texts, str): raise ValueError("perplexities: texts is one string. Give a list, one text a document.")
     n_words, n_bytes = sum(len(t.split()) for t in texts), sum(len(t.encode("utf-8")) for t in texts)
     if not (n_tokens and n_words): raise ValueError(f"perplexities: there are {n_tokens} tokens and {n_words} words; both must be at least 1.")
-    return Perplexity(*(math.exp(-logp/n) for n in (n_tokens, n_words, n_bytes)), -logp/n_bytes/math.log(2))
+    power = lambda nats: math.exp(nats) if nats < 709 else math.inf # a "word" of a script without spaces can be a whole page
+    return Perplexity(*(power(-logp/n) for n in (n_tokens, n_words, n_bytes)), -logp/n_bytes/math.log(2))
 
 # %% ../../nbs/5_evals/metrics.ipynb #d386870c
 def strided_trees(
@@ -574,6 +576,18 @@ _EVALUATE = { # name -> (kind of rows, function to a dict)
     "meteor": ("texts", _means(lambda p, r, **options: {"meteor": meteor(p, r, **options)})),
     "calibration_error": ("confidences", lambda p, r, **options: {"calibration_error": calibration_error(p, r, **options)}),
 }
+
+
+def evaluate_compute(
+    name:str, # of the metric: accuracy, f1, matthews, exact_match, token_f1, bleu, rouge, meteor or calibration_error
+    predictions:Sequence, references:Sequence, # (m,) labels, texts, or confidences and whether they were right
+    **options, # of the metric
+)->dict: # name of the number -> number
+    "What the scripts of `write_evaluate_modules` call. ValueError for an unknown name."
+    if name not in _EVALUATE: raise ValueError(f"evaluate_compute: there is no metric {name!r}. There are: {', '.join(_EVALUATE)}.")
+    return _EVALUATE[name][1](*_same_rows(name, predictions, references), **options)
+
+# %% ../../nbs/5_evals/metrics.ipynb #15e49b4d
 _ROWS = { # kind -> what a row may hold, as `datasets` says it
     "labels": '[{"predictions": Value("string"), "references": Value("string")}]',
     "texts": '[{"predictions": Value("string"), "references": Sequence(Value("string"))}, {"predictions": Value("string"), "references": Value("string")}]',
@@ -593,16 +607,6 @@ class Metric(evaluate.Metric):
     def _compute(self, predictions, references, **options):
         return evaluate_compute("{name}", predictions, references, **options)
 '''
-
-
-def evaluate_compute(
-    name:str, # of the metric: accuracy, f1, matthews, exact_match, token_f1, bleu, rouge, meteor or calibration_error
-    predictions:Sequence, references:Sequence, # (m,) labels, texts, or confidences and whether they were right
-    **options, # of the metric
-)->dict: # name of the number -> number
-    "What the scripts of `write_evaluate_modules` call. ValueError for an unknown name."
-    if name not in _EVALUATE: raise ValueError(f"evaluate_compute: there is no metric {name!r}. There are: {', '.join(_EVALUATE)}.")
-    return _EVALUATE[name][1](*_same_rows(name, predictions, references), **options)
 
 
 def write_evaluate_modules(

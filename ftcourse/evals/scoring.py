@@ -18,7 +18,7 @@ from torch import nn
 from ..data.batches import first_fit
 from ..exercises import exercise
 from ..models import _evaluating
-from ..tune.trees import _Plan, _body, _logit_scale, _own_logit, _text_config, can_use_trees
+from ..tune.trees import _Plan, _body, _logit_scale, _own_logit, _refusal, _text_config, window
 
 _log = logging.getLogger("ftcourse")
 
@@ -200,7 +200,7 @@ class _Scorer:
 
     def size(self, a, b, start):
         "Tokens of the trie of the items a to b, without their first `start` ids."
-        return sum(len(self.items[k].inputs) - (max(self.shared[k], start) if k > a else start) for k in range(a, b))
+        return sum(len(self.items[k].ids) - 1 - (max(self.shared[k], start) if k > a else start) for k in range(a, b))
 
     def walk(self, a, b, start=0, cache=None):
         "Score the items a to b, whose first `start` ids are in the cache."
@@ -265,28 +265,28 @@ class _Scorer:
         if self.bar is not None: self.bar.update(len(sources))
 
 # %% ../../nbs/5_evals/scoring.ipynb #23825d5a
-def _can_share(model, longest):
-    "Whether this model scores tries, of texts of up to `longest` tokens, as it scores rows. Asked once for each attention setting, device and type."
-    if not can_use_trees(model, longest): return False
-    config, weight = _text_config(model), next(p for p in model.parameters() if p.is_floating_point())
+def _why_not(model, longest):
+    "Why this model can't share the beginnings of texts of up to `longest` tokens; empty where it can. It is asked once for each attention setting, device and type."
+    config, w = _text_config(model), window(model)
+    if model.config.is_encoder_decoder: raise ValueError(f"id_likelihoods: {type(model).__name__} has an encoder and a decoder; scoring is for causal language models.")
+    if w is not None and longest > w: return f"has an attention window of {w} tokens"
+    weight = next(p for p in model.parameters() if p.is_floating_point())
     known, key = model.__dict__.setdefault("_ftcourse_scoring", {}), (config._attn_implementation, weight.device.type, weight.dtype)
-    if key not in known: known[key] = _difference(model) < (5e-3 if weight.dtype in (torch.float32, torch.float64) else 0.04)
+    if key not in known: known[key] = _refusal(model) or _probe(model, 5e-3 if weight.dtype in (torch.float32, torch.float64) else 0.04)
     return known[key]
 
-def _difference(model):
-    "How far the walk's log-probabilities are from those of plain rows, as a share of their spread; infinite where it fails."
+def _probe(model, most):
+    "Why the walk can't be used: it fails, or is farther from plain rows than a share `most` of the log-probabilities' spread. Empty where it can."
     V = _text_config(model).vocab_size
     ids = lambda start, n: tuple((7*i*i + 13*i + start) % V for i in range(n))
     items = sorted((_Item(ids(1, 5) + ids(s, 3) + ids(t, n), 8) for s in (2, 9) for t, n in ((3, 2), (8, 3), (5, 1))), key=lambda item: item.inputs)
     plain, mine = _Scorer(model, items, 1000), _Scorer(model, items, 1000, trie_up_to=7, cache_from=3)
-    try:
-        plain.rows()
-        mine.walk(0, len(items))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as e:
-        _log.warning("%s can't share the beginnings of texts (%s: %s). Each is computed alone: the same numbers, more slowly.", type(model).__name__, type(e).__name__, str(e)[:80])
-        return float("inf")
+    plain.rows()
+    try: mine.walk(0, len(items))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as e: return f"couldn't ({type(e).__name__}: {str(e)[:80]})"
     a, b = (torch.tensor([logp/len(item.targets) for (logp, _), item in zip(scorer.found, items)]) for scorer in (plain, mine))
-    return ((a - b).abs().mean()/(a.std() or 1.)).nan_to_num(float("inf")).item()
+    far = ((a - b).abs().mean()/(a.std() or 1.)).item()
+    return "" if far < most else f"gave other numbers than plain rows when asked (off by {far:.1%} of their spread)"
 
 # %% ../../nbs/5_evals/scoring.ipynb #29a7c867
 def id_likelihoods(
@@ -303,8 +303,10 @@ def id_likelihoods(
     order = sorted(range(len(items)), key=lambda i: items[i].inputs)
     with _evaluating(model), tqdm(total=len(items), desc="scoring", disable=not progress, leave=False) as bar:
         scorer = _Scorer(model, [items[i] for i in order], tokens_per_batch, bar)
-        if _can_share(model, max(len(item.inputs) for item in items)): scorer.walk(0, len(items))
-        else: scorer.rows()
+        if not (why := _why_not(model, max(len(item.inputs) for item in items))): scorer.walk(0, len(items))
+        else:
+            _log.warning("%s %s: each text is computed alone. The same numbers, more slowly.", type(model).__name__, why)
+            scorer.rows()
     found = dict(zip(order, scorer.found))
     return [found[i] for i in range(len(items))]
 

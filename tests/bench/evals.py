@@ -76,7 +76,7 @@ def compare(a, child):
     "Both sides on every work, in turn; lm-eval at each of its batch sizes, of which the best is compared with. Then both in float32, and where our time goes."
     model, runs = checkpoint(tempfile.mkdtemp()), {}
     for n in range(a.rounds):
-        for work, (limit, batches) in dict(none=(a.rows, (1, 16)), same=(a.rows // 4, (1, 4)), own=(a.rows // 4, (1, 4)), perplexity=(4, (1,)), generation=(16, (16,))).items():
+        for work, (limit, batches) in dict(none=(a.rows, (1, 16)), same=(a.rows // 4, (1, 4)), own=(a.rows // 4, (1, 4)), perplexity=(a.rows // 15 or 1, (1,)), generation=(a.rows // 4, (16,))).items():
             for script, batch in [("lm_eval_choice.py", b) for b in batches] + [("ours_choice.py", 16)]:
                 done = child(script, model, "--work", work, "--limit", limit, "--batch", batch)
                 runs.setdefault(work, {}).setdefault((done["name"], batch), []).append(done)

@@ -1,4 +1,4 @@
-"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [compiled] [sft] [dpo] [evals] [--rounds 3] [--steps 12]
+"""All benches, peers interleaved, on an idle machine: python tests/bench/run.py [startup] [compiled] [sft] [dpo] [ppo] [evals] [--rounds 3] [--steps 12]
 
 Prints a table and ratios; writes tests/bench/results/NAME.json with the machine, the versions and every figure. With --keep also data/results/bench_NAME.json, which a chapter shows.
 """
@@ -115,7 +115,27 @@ def evals(a):
     return result
 
 
-BENCHES = dict(startup=startup, compiled=compiled, sft=sft, dpo=dpo, evals=evals)
+def ppo(a):
+    "TRL 1.12, the last with PPO, and ours, an update at a time, in turn; then our rollouts beside model.generate."
+    from common import checkpoint, trl112
+    model, folder = checkpoint(tempfile.mkdtemp()), trl112(a.trl112)
+    sides = {"trl 1.12": ("trl_ppo.py", model, "--trl112", folder, "--updates", a.updates), "ftcourse": ("ours_ppo.py", "--updates", a.updates)}
+    runs = {name: [] for name in sides}
+    for n in range(a.rounds):
+        for name, call in sides.items():
+            runs[name].append(child(*call))
+            print(f"round {n + 1}: {name}: {runs[name][-1]['update_s']} s an update", flush=True)
+    middle = lambda rs, key: round(statistics.median(r[key] for r in rs), 2)
+    rows = [dict(name=name, update_s=middle(rs, "update_s"), best_s=min(r["best_s"] for r in rs), peak_gb=max(r["peak_gb"] for r in rs), first_ratio=[x for r in rs for x in r["first_ratio"]]) for name, rs in runs.items()]
+    table([{k: v for k, v in r.items() if k != "first_ratio"} for r in rows])
+    peer, ours = rows
+    ratios = dict(times=round(peer["update_s"] / ours["update_s"], 2), times_of_best=round(peer["best_s"] / ours["best_s"], 2), memory=round(ours["peak_gb"] / peer["peak_gb"], 2))
+    print(f"{ratios['times']} times as fast (fastest updates {ratios['times_of_best']}), {ratios['memory']} of the memory")
+    parts = {k: middle(runs["ftcourse"], k) for k in ("rollout_s", "score_s", "train_s")}
+    return dict(rows=rows, ratios=ratios, parts=parts, k3_min=min(r["k3_min"] for r in runs["ftcourse"]), rollout=child("rollout.py"), runs=runs)
+
+
+BENCHES = dict(startup=startup, compiled=compiled, sft=sft, dpo=dpo, ppo=ppo, evals=evals)
 
 
 def main():
@@ -127,6 +147,8 @@ def main():
     parser.add_argument("--words", type=int, nargs="+", default=[0, 96, 384], help="put before each prompt, in the bench dpo: about 0, 128 and 512 tokens")
     parser.add_argument("--replies", type=int, nargs="+", default=[2, 4, 8], help="to each prompt, in the bench dpo")
     parser.add_argument("--rows", type=int, default=60, help="questions in the bench evals; a quarter of them with shots")
+    parser.add_argument("--updates", type=int, default=3, help="rollouts of a run in the bench ppo; the first is a warm-up")
+    parser.add_argument("--trl112", help="a folder with TRL 1.12, for the bench ppo; without one it is fetched")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the chapter that shows them")
     a = parser.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
