@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['app', 'OTHER_PROMPTS', 'DEMO', 'DEMO_DPO', 'check_file', 'plan_memory', 'sft', 'judge_rows', 'reinforce', 'chat_run',
-           'show_progress', 'spread_examples', 'prompts_to_try', 'best_prompt', 'run_demo', 'demo', 'main']
+           'evaluate', 'compare_results', 'show_progress', 'spread_examples', 'prompts_to_try', 'best_prompt',
+           'run_demo', 'demo', 'main']
 
 # %% ../nbs/6_ship/cli.ipynb #59dd5693
 import functools, importlib.util, inspect, json, os, sys, time
@@ -334,9 +335,8 @@ def chat_run(
     seed:Annotated[int, typer.Option(help="Of the draws.")]=0,
 ):
     "Talk to a tuned model. An empty line ends the talk."
-    folder = Path(run)
-    if not (folder/"adapter_config.json").exists() and (folder/"model").is_dir(): run = str(folder/"model") # a run of full training
     from ftcourse.models import chat
+    run = _model_of(run)
     model, tokenizer = _load(run)
     if system is None: system = _trained_system(run)
     chat(model, tokenizer, system or None, max_new_tokens, temperature, seed, ask=_ask)
@@ -348,10 +348,79 @@ def _ask(prompt):
     if not (line := sys.stdin.readline()): raise EOFError
     return line
 
+def _model_of(run):
+    "What to load: a run of full training has its model in a folder of its own."
+    folder = Path(run)
+    return str(folder/"model") if not (folder/"adapter_config.json").exists() and (folder/"model").is_dir() else run
+
 def _trained_system(run):
     "The system message that a run was trained under, or None."
     try: return json.loads((Path(run)/"ftcourse.json").read_text(encoding="utf-8")).get("system")
     except OSError: return None
+
+# %% ../nbs/6_ship/cli.ipynb #3046f0d4
+@app.command("eval", rich_help_panel="Evaluate")
+@_plain_errors
+def evaluate(
+    model:Annotated[str, typer.Argument(help="A run's folder, smollm2-135m, tiny, or a hub name.")],
+    tasks:Annotated[str, typer.Option(help="Names with commas, such as mmlu,gsm8k; a wrong name lists them.")],
+    out:Annotated[Path, typer.Option(help="Folder for the results, a file for each task.")]=Path("runs/eval"),
+    limit:Annotated[Optional[int], typer.Option(help="Only the first rows.", min=1)]=None,
+    n_shots:Annotated[int, typer.Option(help="Solved examples before each question.", min=0)]=0,
+    chat_template:Annotated[bool, typer.Option("--chat-template", help="Ask in the model's chat template.")]=False,
+    rows:Annotated[Optional[str], typer.Option(help="File of rows in the benchmark's own fields, or hub; without it the rows that come with the course.")]=None,
+    overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]=False,
+    as_json:Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and no progress.")]=False,
+):
+    "Score a model on benchmark tasks; every row's answer is kept."
+    from ftcourse.evals.benchmarks import find_task, run_task
+    names = [find_task(name.strip()).name for name in tasks.split(",")]
+    there = [name for name in names if (out/f"{name}.json").exists()]
+    if there and not overwrite: raise ValueError(f"eval: {out} holds results of {', '.join(there)}. Give another --out, or --overwrite.")
+    opened, tokenizer = _load(_model_of(model))
+    results = {name: run_task(name, opened, tokenizer, limit, n_shots, chat_template, rows=rows, name=model, progress=not as_json) for name in names}
+    for name, result in results.items(): result.save(out/f"{name}.json")
+    if as_json: return _write_json({name: dict(**result.settings, n=len(result.items), **{m: x[0] for m, x in result.figures().items()}, interval={m: x[1:] for m, x in result.figures().items()}, **result.corpus) for name, result in results.items()})
+    for result in results.values(): typer.echo(result.line())
+
+
+@app.command("compare", rich_help_panel="Evaluate")
+@_plain_errors
+def compare_results(
+    before:Annotated[Path, typer.Argument(help="Folder or file that eval wrote.")],
+    after:Annotated[Path, typer.Argument(help="The same of another model, or of another way of asking.")],
+    html:Annotated[Optional[Path], typer.Option(help="Folder for a page for each task, with all answers side by side.")]=None,
+    as_json:Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")]=False,
+):
+    "Say what got better and what got worse between two evaluations, row by row."
+    from ftcourse.evals.benchmarks import Result, change
+    files = {name: _results_in(name) for name in (before, after)}
+    both = [task for task in files[before] if task in files[after]]
+    if not both: raise ValueError(f"compare: {before} and {after} have no task in common ({', '.join(files[before])}; {', '.join(files[after])}).")
+    results = {task: [Result.load(files[name][task]) for name in (before, after)] for task in both}
+    changes = {task: {m: change(*pair, m) for m in pair[0].measures if m in pair[1].measures} for task, pair in results.items()}
+    if html:
+        for task, pair in results.items(): _compare_page(html/f"{task}.html", task, *pair)
+    if as_json: return _write_json({task: {m: c._asdict() for m, c in found.items()} for task, found in changes.items()})
+    for task, found in changes.items():
+        for m, c in found.items(): typer.echo(f"{task} {m}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]; {c.better} rows better, {c.worse} worse, p = {c.p:.2g}")
+        for name, (a, b) in next(iter(found.values())).settings.items(): typer.echo(f"  {name}: {a} before, {b} after")
+
+def _results_in(path):
+    "The result files at a path: task -> file."
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    if not files: raise ValueError(f"compare: {path} holds no results. Make them with ftcourse eval MODEL --tasks ... --out {path}")
+    return {file.stem: file for file in files}
+
+def _compare_page(path, task, before, after):
+    "All answers of two runs of a task on one page."
+    import numpy as np
+    from ftcourse.evals.compare import Comparison, report
+    results = {"before": before, "after": after}
+    rows = [{"question": str(item["question"]), "right": ", ".join(str(item["choices"][r] if "choices" in item else r) for r in item["right"])} for item in before.items]
+    scores = {name: {m: np.array(result.scores(m)) for m in before.measures if m in after.measures} for name, result in results.items()}
+    found = Comparison(rows, {name: [str(item["answer"]) for item in result.items] for name, result in results.items()}, scores)
+    report(found, path, title=task, focus="after", before="before", notes=[f"{name}: {result.line()}" for name, result in results.items()])
 
 # %% ../nbs/6_ship/cli.ipynb #1c55af40
 @app.command("progress")

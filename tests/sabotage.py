@@ -577,7 +577,6 @@ BREAKAGES = [
     Breakage(item=98, module="ftcourse/evals/judge.py", old='np.full(len(more_X), 0.1)', new='np.full(len(more_X), 0.2)', test='tests/test_judge.py::test_length_control_equals_scikit_learns'),
     Breakage(item=98, module="ftcourse/evals/judge.py", old='length, one = np.tanh(delta', new='length, one = (delta', test='tests/test_judge.py::test_length_control_equals_scikit_learns'),
     Breakage(item=98, module="ftcourse/evals/judge.py", old='np.logspace(-4, 4, 10)', new='np.logspace(-4, -1, 10)', test='tests/test_judge.py::test_length_control_equals_scikit_learns'),
-    Breakage(item=98, module="ftcourse/evals/judge.py", old='return np.abs(w).sum() + C*(weights @ _cross_entropy(X @ w, y))', new='return C*(weights @ _cross_entropy(X @ w, y))', test='tests/test_judge.py::test_l1_fit_equals_scikit_learns'),
     Breakage(item=98, module="ftcourse/evals/judge.py", old='H[j, j], 1/H[j, j]) - w[j]', new='H[j, j], 0) - w[j]', test='tests/test_judge.py::test_l1_fit_equals_scikit_learns'),
     Breakage(item=96, module="ftcourse/evals/judge.py", old='(1,)*len(i) for i in ids)) for chat in chats]', new='(1,)*len(i) for i in ids)) for chat in sorted(chats, key=str)]', test='tests/test_judge.py::test_a_local_judges_probabilities_are_its_logits'),
     Breakage(item=0, module="ftcourse/evals/judge.py", old='return (re.findall(pattern, text or "") or [None])[-1]', new='return (re.findall(pattern, text or "") or [None])[0]', test='tests/test_judge.py::test_verdicts'),

@@ -204,6 +204,24 @@ def test_judge_then_export(tmp_path):
         assert code == 1 and words in err and "Traceback" not in err, err
 
 
+def test_eval_then_compare(tmp_path):
+    small = ("--tasks", "arc,gsm8k", "--limit", 3)
+    code, out, err = call("eval", "tiny", *small, "--out", "a")
+    assert code == 0 and "arc: acc" in out and "0 shots, no chat template" in out, err
+    code, out, err = call("eval", "tiny", *small, "--out", "b", "--n-shots", 1, "--chat-template", "--json")
+    assert code == 0 and json.loads(out)["arc"]["n"] == 3 and json.loads(out)["gsm8k"]["n_shots"] == 1, err
+    code, out, err = call("compare", "a", "b", "--html", "pages")
+    assert code == 0 and "gsm8k strict:" in out and "n_shots: 0 before, 1 after" in out and "All answers" in Path("pages/arc.html").read_text(), err
+    code, out, err = call("compare", "a/arc.json", "a/arc.json", "--json")
+    same = json.loads(out)["arc"]["acc"]
+    assert code == 0 and (same["better"], same["worse"], same["p"], same["settings"]) == (0, 0, 1, {}), err
+    call("eval", "tiny", "--tasks", "arc", "--limit", 2, "--out", "c")
+    for args, words in ((["eval", "tiny", "--tasks", "nonesuch"], "mmlu"), (["eval", "tiny", *small, "--out", "a"], "--overwrite"), (["compare", "a", "nowhere"], "holds no results"), (["compare", "a", "c"], "different rows"),
+                        (["compare", "a/arc.json", "a/gsm8k.json"], "no task in common")):
+        code, out, err = call(*args)
+        assert code == 1 and words in err and "Traceback" not in err, err
+
+
 def test_judge_serves_a_page(tmp_path):
     import urllib.request
     (tmp_path/"rows.jsonl").write_text(json.dumps({"prompt": "?", "completions": ["a", "b"]}) + "\n")

@@ -108,7 +108,8 @@ def exact_match(
     normalize:Callable=normalize_answer, # what makes answers alike; `str` changes nothing
 )->float: # 1 or 0
     "Whether the answer is one of the references (SQuAD 1.1)."
-    return float(normalize(prediction) in map(normalize, _references("exact_match", prediction, references)))
+    references = _references("exact_match", prediction, references)
+    return float(normalize(prediction) in map(normalize, references))
 
 
 def token_f1(
@@ -164,7 +165,7 @@ def bleu_counts(
     max_n:int=4, # longest run of words
 )->np.ndarray: # (2 + 2 max_n,) words of the answer; of the nearest reference; hits of n = 1, 2, ...; n-grams of n = 1, 2, ...
     "What BLEU needs of one row; rows may be added up."
-    words, refs = tokenize(prediction), [tokenize(r) for r in _references("bleu", prediction, references)]
+    refs, words = [tokenize(r) for r in _references("bleu", prediction, references)], tokenize(prediction)
     nearest = min((abs(len(r) - len(words)), len(r)) for r in refs)[1]                       # the shorter one if two are as near
     mine = [_ngrams(words, n) for n in range(1, max_n + 1)]
     theirs = [reduce(or_, (_ngrams(r, n) for r in refs)) for n in range(1, max_n + 1)]       # the most that any reference has
