@@ -569,3 +569,16 @@ def test_cache_with_room_holds_what_the_plain_one_holds():
     kept, ours = ours.keys.clone(), copy.deepcopy(ours)
     both(4, 1)
     assert ours.keys[:, :, :-1].equal(kept)
+
+
+def test_phi3s_end_token_ends_an_answer(monkeypatch):
+    # item 52: <|end|> stops generation, though the tokenizer's eos is another token
+    model, tokenizer = load("tiny")
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    end, said = tokenizer.convert_tokens_to_ids("<|end|>"), iter([70, 71])
+    assert end != tokenizer.eos_token_id and end in M._stop_ids(model, tokenizer)
+    def forced(model, ids, mask, positions, cache): return torch.nn.functional.one_hot(torch.tensor([next(said, end)]), len(tokenizer))*1e4
+    monkeypatch.setattr(M, "_forward", forced)
+    (_, reply), = M.sample_ids(model, tokenizer, [[{"role": "user", "content": "Hi"}]], max_new_tokens=9)
+    assert reply == (70, 71, end)

@@ -100,7 +100,8 @@ def test_padding_has_no_kl():
 
 # --- rewards ---------------------------------------------------------------------------------------------------
 def test_token_rewards_by_hand():
-    # item 19, item 20: the score stands on the last real token, and only there
+    # item 19: the score stands at exactly one position
+    # item 20: which is the last real token
     logps, ref, mask = T([[-1., -2., -3.], [-1., -1., -1.]]), T([[-2., -1., 0.], [0., -1., 0.]]), T([[1., 1., 1.], [1., 1., 0.]])
     assert_close(kl_token_rewards(T([10., 20.]), logps, ref, mask, .1), T([[-.1, .1, 10.3], [.1, 20., 0.]]))
     assert_close(kl_token_rewards(T([10., 20.]), logps, ref, mask, 0.), T([[0., 0., 10.], [0., 20., 0.]]))
@@ -152,7 +153,8 @@ def test_padding_changes_no_bit():
 
 
 def test_whiten_by_hand():
-    # item 28, item 29: 2, 4 and 9 count; mean 5, variance 26/3
+    # item 28: mean 0 and variance 1 over the mask
+    # item 29: shift_mean=False keeps the mean; 2, 4 and 9 count; mean 5, variance 26/3
     x, mask, s = T([[2., 4., 1e9], [9., math.nan, 0.]]), T([[1., 1., 0.], [1., 0., 0.]]), math.sqrt(26/3)
     assert_close(whiten(x, mask), T([[-3/s, -1/s, 0.], [4/s, 0., 0.]]))
     assert_close(whiten(x, mask, shift_mean=False), T([[5 - 3/s, 5 - 1/s, 0.], [5 + 4/s, 0., 0.]]))
@@ -205,7 +207,8 @@ def test_price_of_the_kl_by_method():
 # --- losses ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("A, ratio, loss, grad", [(1., 1.5, -1.2, 0.), (1., .5, -.5, -.5), (-1., 1.5, 1.5, 1.5), (-1., .5, .8, 0.), (2., 1., -2., -2.), (-3., 1.1, 3.3, 3.3)])
 def test_policy_loss_cases(A, ratio, loss, grad):
-    # item 33, item 34
+    # item 33: four cases of sign
+    # item 34: no gradient where clipped on the bad side
     now = T([[math.log(ratio)]], requires_grad=True)
     got = ppo_policy_loss(now, torch.zeros(1, 1), T([[A]]), ONE, .2)
     got.backward()
