@@ -445,7 +445,7 @@ p, r = ["the Paris", "x y"], ["Paris", "y z"]
 out = {{"several": evaluate.load(paths["token_f1"]).compute(predictions=p, references=[["Rome", "Paris"], ["y z"]])}}
 out["combined"] = evaluate.combine([paths["exact_match"], paths["token_f1"], paths["rouge"], paths["bleu"], paths["meteor"]]).compute(predictions=p, references=r)
 out["labels"] = evaluate.combine([evaluate.load(paths[n]) for n in ("accuracy", "f1", "matthews")]).compute(predictions=["a", "b", "b"], references=["a", "b", "a"])
-out["numbers"] = evaluate.load(paths["f1"]).compute(predictions=[1, 0, 1], references=[1, 0, 0], positive="1")
+out["numbers"] = evaluate.load(paths["f1"]).compute(predictions=[1, 0, 1], references=[1, 0, 0], positive=1)
 out["confidences"] = evaluate.load(paths["calibration_error"]).compute(predictions=[0.9, 0.9], references=[1, 0], n_bins=5)
 one = evaluate.load(paths["bleu"])
 for a, b in zip(p, r): one.add(predictions=a, references=b)

@@ -590,7 +590,7 @@ def evaluate_compute(
 
 # %% ../../nbs/5_evals/metrics.ipynb #15e49b4d
 _ROWS = { # kind -> what a row may hold, as `datasets` says it
-    "labels": '[{"predictions": Value("string"), "references": Value("string")}]',
+    "labels": '[{"predictions": Value(kind), "references": Value(kind)} for kind in ("string", "int64")]',
     "texts": '[{"predictions": Value("string"), "references": Sequence(Value("string"))}, {"predictions": Value("string"), "references": Value("string")}]',
     "confidences": '[{"predictions": Value("float64"), "references": Value("float64")}]',
 }
@@ -613,7 +613,7 @@ class Metric(evaluate.Metric):
 def write_evaluate_modules(
     folder, # where to; one folder a metric is made in it
 )->dict: # {name: folder for `evaluate.load`}
-    "Write a script for `evaluate` for each metric. Labels reach it as texts."
+    "Write a script for `evaluate` for each metric. Labels may be texts or whole numbers."
     paths = {name: Path(folder)/name for name in _EVALUATE}
     for name, path in paths.items():
         path.mkdir(parents=True, exist_ok=True)
