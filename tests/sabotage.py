@@ -647,8 +647,6 @@ BREAKAGES = [
              test="tests/test_metrics.py::test_windows_are_those_of_the_usual_loop"),
     Breakage(item=0, module="ftcourse/evals/metrics.py", old="done, end = end, end + stride", new="done, end = end, end + max_len",
              test="tests/test_metrics.py::test_windows_are_those_of_the_usual_loop"),
-    Breakage(item=0, module="ftcourse/evals/metrics.py", old="np.linspace(0, 1, n_bins + 1)[1:-1], c)", new='np.linspace(0, 1, n_bins + 1)[1:-1], c, side="right")',
-             test="tests/test_metrics.py::test_calibration_by_hand"),
     Breakage(item=0, module="ftcourse/evals/metrics.py", old='np.average(gaps, weights=n) if norm == "l1"', new='gaps.mean() if norm == "l1"',
              test="tests/test_metrics.py::test_calibration_by_hand"),
     Breakage(item=0, module="ftcourse/evals/metrics.py", old="if len(predictions) != len(references): raise", new="if False: raise",

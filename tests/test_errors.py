@@ -75,6 +75,6 @@ def test_tags_survive_a_crash_and_a_new_order(tmp_path):
     assert tag_by_hand(answers, ROWS, file, "Ana", ask=lambda q: next(typed), tell=shown.append) == [[], ["semantic", "factual"], None]
     assert any("no kind q" in s for s in shown)
     assert tag_by_hand(answers[::-1], ROWS[::-1], file, "Ana", ask=crash, tell=lambda t: None) == [None, ["semantic", "factual"], []]
-    assert tag_by_hand(answers, ROWS, file, "Ben", ask=crash, tell=lambda t: None) == [None]*3  # another person's own tags
+    assert tag_by_hand(answers, ROWS, file, "Ben", ask=lambda q: "b", tell=lambda t: None) == [["too long"]]*3  # another person's own tags
     assert tag_by_hand(["2", "4", "six"], ROWS, file, "Ana", ask=crash, tell=lambda t: None)[1] is None  # the answer changed
-    assert len(read_tags(file)) == 2 and answer_key({"a": 1, "b": 2}, "x") == answer_key({"b": 2, "a": 1}, "x") and read_tags(Path(tmp_path/"none")) == {}
+    assert len(read_tags(file)) == 5 and answer_key({"a": 1, "b": 2}, "x") == answer_key({"b": 2, "a": 1}, "x") and read_tags(Path(tmp_path/"none")) == {}

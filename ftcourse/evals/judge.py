@@ -11,7 +11,7 @@ import hashlib, json, math, random, re, threading, time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
 
@@ -162,13 +162,13 @@ def grade(
     judge:Callable, # chats -> texts
     rows:Sequence, # n dicts: prompt, and reference where there is one
     answers:Sequence, # n texts
-    template:str=SINGLE, # with {prompt}, {reference} and {answer}
+    template:str=None, # with {prompt}, {reference} and {answer}; None: SINGLE
     low:float=1, # the scale that the template names
     high:float=10,
 )->np.ndarray: # (n,) ratings; NaN where none could be read
     "Ask a judge for a rating of every answer. ValueError for rows and answers that don't fit together."
     rows, answers = _rows_and_answers("grade", rows, answers=answers)
-    return np.array([parse_rating(text, low, high) for text in _said(judge, [_asked(template, r, answer=a) for r, a in zip(rows, answers)])])
+    return np.array([parse_rating(text, low, high) for text in _said(judge, [_asked(template or SINGLE, r, answer=a) for r, a in zip(rows, answers)])])
 
 # %% ../../nbs/5_evals/judge.ipynb #1e626765
 CRITERIA = { # name -> the question that a rating answers
@@ -496,7 +496,7 @@ class Endpoint:
     timeout: float = 60.0 # seconds
     n_retries: int = 5 # after the first try
     n_parallel: int = 4 # requests at a time
-    sleep: Callable = time.sleep # waits between tries
+    sleep: Callable = field(default_factory=lambda: time.sleep) # waits between tries
 
     def __post_init__(self):
         openai, key = _openai(), environ.get(self.key_name)
