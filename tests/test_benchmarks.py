@@ -222,12 +222,15 @@ def test_no_row_is_its_own_example():
     with pytest.raises(ValueError, match="3 solved examples are asked for, but there are only 2 other rows of subject 'a'"): solved_examples(TASKS["mmlu"], rows[0], rows, 3)
 
 
-def test_a_prompt_beyond_the_context_is_cut_and_counted(tiny, caplog):
+def test_a_prompt_beyond_the_context_is_cut_and_counted(tiny, caplog, monkeypatch):
     rows = [dict(question="why " * 80 + "?", subject="x", choices=["a", "b"], answer=0), dict(question="?", subject="x", choices=["a", "b"], answer=0)]
     with caplog.at_level(logging.WARNING, "ftcourse"): result = run_task("mmlu_answers", *tiny, rows=rows, max_len=100)
     assert [i["truncated"] > 0 for i in result.items] == [True, False] and "1 of 2 prompts" in caplog.text and "1 prompts cut" in result.line()
+    asked, answers = [], B._answers
+    monkeypatch.setattr(B, "_answers", lambda model, tokenizer, rows, *more: asked.extend(rows) or answers(model, tokenizer, rows, *more))
     written = run_task("gsm8k", *tiny, rows=[dict(question="why " * 80, answer="#### 1")], max_len=60, max_new_tokens=10)
-    assert written.items[0]["truncated"] == len(tiny[1](TASKS["gsm8k"].prompt(dict(question="why " * 80)))["input_ids"]) - 50
+    ids = tiny[1](TASKS["gsm8k"].prompt(dict(question="why " * 80)))["input_ids"]
+    assert written.items[0]["truncated"] == len(ids) - 50 and list(asked[0]) == ids[-50:]  # the question's end stays
     with pytest.raises(ValueError, match="leave no room"): run_task("gsm8k", *tiny, limit=1, max_len=60, max_new_tokens=60)
 
 
