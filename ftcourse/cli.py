@@ -197,7 +197,6 @@ def _add_command(name, run, signature, doc):
     app.command(name, rich_help_panel="Learn preferences")(_plain_errors(command))
 
 
-_LONG = (str, "error", "Rows above --max-len: error, or drop.")
 
 def _prefer_command(method):
     "The command of one objective: `sft`'s options without dropout, those of a reference, and the objective's own."
@@ -210,7 +209,7 @@ def _prefer_command(method):
         data=(str, inspect.Parameter.empty, f"A file of rows ({method.data}), or one of the course's sets: preferences or emojibot."),
         out=(Path, Path("runs")/method.name, "Folder of the run: adapter, log, curves, checkpoints."),
         eval_data=(Optional[str], None, "File of validation rows, of the same kind."), n_epochs=(float, 1, "Passes over the data."),
-        lr=(Optional[float], None, f"Highest learning rate; without it {method.lr:g} for LoRA, a hundredth of it for full training."), on_long=_LONG, **reference, **own)
+        lr=(Optional[float], None, f"Highest learning rate; without it {method.lr:g} for LoRA, a hundredth of it for full training."), on_long=(str, "error", "Rows above --max-len: error, or drop."), **reference, **own)
     _add_command(method.name, run, signature, f"{method.title}: learn from {method.data} {'with' if method.reference else 'without'} a reference ({method.source}).")
 
 

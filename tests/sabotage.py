@@ -653,7 +653,7 @@ BREAKAGES = [
              test="tests/test_metrics.py::test_bad_input_is_said"),
     Breakage(item=31, module="ftcourse/align/ppo.py", old='whole[rows, :x.shape[1]] = x', new='whole[rows, :x.shape[1]] = x.bfloat16().float()', test="tests/test_ppo.py::test_first_step_has_ratio_one_and_nothing_clipped"),
     Breakage(item=32, module="ftcourse/align/ppo.py", old='    no_dropout(model)\n    model.eval() # in training too (#32)\n', new='    model.train()\n', test="tests/test_ppo.py::test_no_dropout_anywhere"),
-    Breakage(item=0, module="ftcourse/align/ppo.py", old='alpha=layer.scale)', new='alpha=1)', test="tests/test_ppo.py::test_drawing_is_the_same_layer_and_leaves_nothing_behind"),
+    Breakage(item=0, module="ftcourse/align/ppo.py", old='alpha=scale)', new='alpha=1)', test="tests/test_ppo.py::test_drawing_is_the_same_layer_and_leaves_nothing_behind"),
     Breakage(item=0, module="ftcourse/align/ppo.py", old='and not (m.merged or m.n_off)]', new=']', test="tests/test_ppo.py::test_drawing_is_the_same_layer_and_leaves_nothing_behind"),
     Breakage(item=0, module="ftcourse/models.py", old='self.room[0].data_ptr() != self.keys.data_ptr() or ', new='', test="tests/test_models.py::test_cache_with_room_holds_what_the_plain_one_holds"),
     Breakage(item=0, module="ftcourse/models.py", old='return list(number), [number[tuple(r)] for r in rows]', new='return list(number), sorted(number[tuple(r)] for r in rows)', test="tests/test_models.py::test_answers_to_one_prompt_read_it_once_and_draw_for_themselves"),

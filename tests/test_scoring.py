@@ -8,6 +8,7 @@ from test_trees import V, YES, build
 import ftcourse.evals.scoring as S
 from ftcourse.evals.scoring import Likelihood, context_size, encode_pair, id_likelihoods, loglikelihoods, rolling_loglikelihood, rolling_windows
 from ftcourse.models import load
+from ftcourse.tune import trees
 from ftcourse.tune.lora import add_lora, lora_parameters
 
 WORDS = "the cat sat on a mat and looked at green birds while seven dogs ran far away".split()
@@ -98,7 +99,7 @@ def test_a_model_without_the_attention_interface_gets_rows(monkeypatch):
     model, _ = load("tiny")
     monkeypatch.setattr(S._Forest, "attend", lambda *args: (_ for _ in ()).throw(NotImplementedError("no")))
     with torch.no_grad(): assert S._why_not(model, 60) == "couldn't (NotImplementedError: no)"
-    assert model.config._attn_implementation == "sdpa" and S._forest is None
+    assert model.config._attn_implementation == "sdpa" and trees._plan is None
     pairs = mixture(top=250)[:6]
     assert worst(id_likelihoods(model, pairs), [alone(model, *p) for p in pairs]) < 1e-4
 

@@ -10,7 +10,6 @@ __all__ = ['METHODS', 'Toy', 'kl_estimates', 'kl_token_rewards', 'ended', 'until
 import itertools, json, math, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
@@ -486,8 +485,9 @@ def prompt_numbers(
     return [laps[k//n][k % n] for k in range(step*n_prompts, (step + 1)*n_prompts)]
 
 # %% ../../nbs/4_align/ppo.ipynb #f58c1fae
-def _low_rank_in_float32(layer, x): # (..., k) -> (..., d)
-    return layer.base(x).add_(x.float() @ layer.A.T @ layer.B.T, alpha=layer.scale)
+def _low_rank_in_float32(layer): # a LoRALinear's forward, (..., k) -> (..., d); what doesn't change from token to token is looked up once
+    weight, bias, A, B, scale = layer.base.weight, layer.base.bias, layer.A.detach().T, layer.B.detach().T, layer.scale
+    return lambda x: nn.functional.linear(x, weight, bias).add_(x.float() @ A @ B, alpha=scale)
 
 @contextmanager
 def drawing(
@@ -495,16 +495,18 @@ def drawing(
 ):
     "Inside this context LoRA layers are quick with a few rows, as they come while replies are drawn; for passes without gradients."
     layers = [m for m in model.modules() if isinstance(m, LoRALinear) and type(m.base) is nn.Linear and not (m.merged or m.n_off)]
-    for m in layers: m.forward = partial(_low_rank_in_float32, m)
+    for m in layers: m.forward = _low_rank_in_float32(m)
     try: yield model
     finally:
         for m in layers: del m.forward
 
 # %% ../../nbs/4_align/ppo.ipynb #cda997f4
-def _judge(reward, prompts, texts, drawn, tokenizer):
-    "The reward's scores as a tensor (R,). A reward model with the policy's own tokenizer gets the ids as they were drawn. ValueError that names the reply where a score isn't a finite number."
-    same = lambda other: (other.get_vocab(), other.chat_template) == (tokenizer.get_vocab(), tokenizer.chat_template)
-    scores = reward.score_ids(drawn) if isinstance(reward, RewardModel) and same(reward.tokenizer) else reward(prompts, texts)
+def _takes_ids(reward, tokenizer): # a reward model with the policy's own tokenizer gets the ids as they were drawn
+    return isinstance(reward, RewardModel) and (reward.tokenizer.get_vocab(), reward.tokenizer.chat_template) == (tokenizer.get_vocab(), tokenizer.chat_template)
+
+def _judge(reward, prompts, texts, drawn, takes_ids):
+    "The reward's scores as a tensor (R,). ValueError that names the reply where a score isn't a finite number."
+    scores = reward.score_ids(drawn) if takes_ids else reward(prompts, texts)
     scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
     if scores.shape != (len(texts),): raise ValueError(f"ppo: the reward gave {tuple(scores.shape)} for {len(texts)} replies. It must give one number for each.")
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
@@ -522,7 +524,7 @@ class _Loop:
         self.rank, self.world, self.is_main = state.process_index, state.num_processes, state.is_main_process
         self.optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], settings.lr, eps=1e-5)
         self.control = AdaptiveKL(settings.beta, settings.target_kl, settings.horizon) if settings.target_kl else None
-        self.step, self.history, self.numbers = 0, [], None
+        self.step, self.history, self.numbers, self.first, self.takes_ids = 0, [], None, (None, None), _takes_ids(reward, tokenizer)
 
     beta = property(lambda self: self.control.beta if self.control else self.s.beta)
 
@@ -533,7 +535,7 @@ class _Loop:
         with drawing(self.model): drawn = sample_ids(self.model, self.tokenizer, asked, s.max_new_tokens, s.temperature, s.seed + 1_000_003*(self.step + 1) + first*K) if asked else []
         drawn = [(prompt, until_stop(reply, self.stop_ids)) for prompt, reply in drawn]
         texts = [self.tokenizer.decode([i for i in reply if i not in self.stop_ids], skip_special_tokens=True) for _, reply in drawn]
-        scores = _judge(self.reward, asked, texts, drawn, self.tokenizer).tolist() if asked else []
+        scores = _judge(self.reward, asked, texts, drawn, self.takes_ids).tolist() if asked else []
         return self._from_all(list(zip(drawn, texts, scores)))
 
     def _from_all(self, found): # every process's replies, in the order of the prompts
@@ -548,15 +550,21 @@ class _Loop:
 
     def forward(self, trees, prompts): return self.policy(batch_trees([trees[i] for i in prompts], self.model, self.pad_id).to(self.device))
 
+    def forward_again(self, trees, prompts): # training begins with the pass that scoring began with: nothing was learnt between them
+        (asked, found), self.first = self.first, (None, None)
+        return found if prompts == asked else self.forward(trees, prompts)
+
     def score(self, trees, scores, plan): # log-probabilities and values, in the very passes of the first epoch: so the first ratios are 1, bit for bit (#31)
         K, L = self.s.n_samples, max(len(r) for t in trees for r in t.replies)
         mask = torch.tensor([[1.]*len(r) + [0.]*(L - len(r)) for t in trees for r in t.replies], device=self.device)
         rollout = Rollout(mask, *(torch.zeros_like(mask) for _ in range(3)), scores.to(self.device), K, tuple(self.numbers))
-        for minibatch in plan[:math.ceil(len(trees)/self.s.minibatch)]:
+        self.first = None, None
+        for n, minibatch in enumerate(plan[:math.ceil(len(trees)/self.s.minibatch)]):
             for part in _parts(minibatch, self.s.accumulate, self.rank, self.world):
-                rows, now = rollout.replies_of(part), [x.detach() for x in self.forward(trees, part)] # with a graph, as in training: the same sums in the same order
-                with torch.no_grad(), reference(self.model, self.start): now.append(self.forward(trees, part)[0])
-                for whole, x in zip((rollout.token_logps, rollout.values, rollout.ref_token_logps), now): whole[rows, :x.shape[1]] = x
+                rows, now = rollout.replies_of(part), self.forward(trees, part) # with a graph, as in training: the same sums in the same order
+                with torch.no_grad(), reference(self.model, self.start): ref = self.forward(trees, part)[0]
+                for whole, x in zip((rollout.token_logps, rollout.values, rollout.ref_token_logps), (*now, ref)): whole[rows, :x.shape[1]] = x.detach()
+                if n == 0 and self.first[0] is None: self.first = part, now
         for x in (rollout.token_logps, rollout.values, rollout.ref_token_logps): x.copy_(_over_processes(x, self.world))
         return rollout
 
@@ -640,7 +648,7 @@ def _run(loop, out, save_every, progress):
         t1 = clock()
         rollout = loop.score(trees, penalise_unended(raw, has_ended, s.unended_score), plan) # score: policy, values, reference
         t2, far = clock(), s.max_kl is not None and rollout.kl.mean().item() > s.max_kl
-        steps = [] if far else update(rollout, lambda prompts: loop.forward(trees, prompts), loop.optimizer, plan, loop.beta, s, loop.rank, loop.world, loop.extra)
+        steps = [] if far else update(rollout, lambda prompts: loop.forward_again(trees, prompts), loop.optimizer, plan, loop.beta, s, loop.rank, loop.world, loop.extra)
         loop.step += 1                                                                   # ... advantages, epochs of minibatches
         entry = loop.report(rollout, has_ended, raw, steps, {"rollout_s": t1 - t0, "score_s": t2 - t1, "train_s": clock() - t2})
         if loop.control: loop.control.update(entry["kl"], len(raw))

@@ -6,7 +6,6 @@ __all__ = ['Likelihood', 'encode_pair', 'id_likelihoods', 'context_size', 'logli
 
 # %% ../../nbs/5_evals/scoring.ipynb #cac05325
 import copy, inspect, logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from os.path import commonprefix
@@ -18,7 +17,7 @@ from torch import nn
 from ..data.batches import first_fit
 from ..exercises import exercise
 from ..models import _evaluating
-from ..tune.trees import _Plan, _body, _logit_scale, _own_logit, _refusal, _text_config, window
+from ..tune.trees import _Plan, _blocks, _body, _logit_scale, _own_logit, _refusal, _text_config, window
 
 _log = logging.getLogger("ftcourse")
 
@@ -135,28 +134,6 @@ class _Forest(_Plan):
         p = torch.baddbmm(self.mask(H, h, q.dtype), q, k.transpose(1, 2), alpha=scale).softmax(-1).to(q.dtype)
         return self.take(p @ v, H)
 
-# %% ../../nbs/5_evals/scoring.ipynb #a2fb7f40
-_forest = None                                                      # the forest of the forward pass that runs now
-
-def _forest_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
-    "What transformers calls in each layer instead of its own attention."
-    odd = [k for k in ("softcap", "s_aux", "position_bias", "head_mask") if kwargs.get(k) is not None]
-    if odd or dropout or value.shape[-1] != query.shape[-1]: raise NotImplementedError(f"forest attention: {odd or 'dropout, or uneven heads'}")
-    scale = query.shape[-1]**-0.5 if scaling is None else scaling
-    return _forest.attend(module.layer_idx, query.to(value.dtype), key.to(value.dtype), value, float(scale)), None
-
-@contextmanager
-def _attending(model, forest):
-    "For a while, `model` attends by `forest`. Its own setting comes back whatever happens."
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    global _forest
-    ALL_ATTENTION_FUNCTIONS.register("ftcourse_forest", _forest_attention)
-    config, before = _text_config(model), _forest
-    own = config._attn_implementation_internal
-    config._attn_implementation_internal, _forest = "ftcourse_forest", forest
-    try: yield
-    finally: config._attn_implementation_internal, _forest = own, before
-
 # %% ../../nbs/5_evals/scoring.ipynb #86bd3cdf
 def _head_scores(h, head, targets, scale=1.0, cap=None, chunk=128):
     "log p(target) in nats (M,) and whether the target is the first choice (M,), of hidden states (M, d)."
@@ -225,7 +202,7 @@ class _Scorer:
         tries.sort(key=lambda t: -len(t.ids))
         for part in _batches(tries, [len(t.ids) for t in tries], self.tokens_per_batch):
             forest = _Forest(part, start, cache, self.model.device)
-            with _attending(self.model, forest): h = self.forward(forest.ids, position_ids=forest.positions, use_cache=False)[0]
+            with _blocks(self.model, forest): h = self.forward(forest.ids, position_ids=forest.positions, use_cache=False)[0]
             self.score(h, forest.sources)
 
     def line(self, a, b, start, cache):

@@ -107,8 +107,10 @@ class _BlockAttention(torch.autograd.Function):
 # %% ../../nbs/3_tune/trees.ipynb #1e93ab63
 class _Plan:
     "Where each token of a batch without its padding, n of N*T, stands in the rows that attention works on."
+    calls = 0                                                               # layers that asked
+
     def __init__(self, batch):
-        self.batch, self.calls, self._made = batch, 0, {}
+        self.batch, self._made = batch, {}
         self.N, self.T = batch.input_ids.shape
         self.kept = (batch.tree_ids >= 0).flatten().nonzero()[:, 0]          # (n,) index into N*T
         self.place = torch.zeros(self.N*self.T, dtype=torch.long, device=self.kept.device)
@@ -133,6 +135,8 @@ class _Plan:
         make = lambda: attention_mask(self.batch, dtype)[:, :, None].expand(-1, h, H//h, -1, -1).reshape(-1, H//h*self.T, self.T)
         return self.once(("mask", H, h, dtype), make)
 
+    def attend(self, layer, q, k, v, scale): return _BlockAttention.apply(q, k, v, self, scale) # as above, for the layer of this number
+
 # %% ../../nbs/3_tune/trees.ipynb #c6170b7d
 _plan = None                                                                # the plan of the forward pass that runs now
 
@@ -143,7 +147,7 @@ def _block_attention(module, query, key, value, attention_mask=None, scaling=Non
     if odd or dropout or _plan is None or value.shape[-1] != query.shape[-1]: raise NotImplementedError(f"block attention: {odd or 'dropout, no plan, or uneven heads'}")
     _plan.calls += 1
     scale = query.shape[-1]**-0.5 if scaling is None else scaling
-    return _BlockAttention.apply(query.to(value.dtype), key.to(value.dtype), value, _plan, float(scale)), None
+    return _plan.attend(getattr(module, "layer_idx", None), query.to(value.dtype), key.to(value.dtype), value, float(scale)), None
 
 
 @contextmanager
