@@ -500,7 +500,7 @@ BREAKAGES = [
              test="tests/test_scoring.py::test_results_in_order_whatever_the_order"),
     Breakage(item=0, module="ftcourse/evals/scoring.py", old='return "" if far < most else', new='return "" if far < 99 else',
              test="tests/test_scoring.py::test_a_wrong_mask_is_noticed_and_not_used"),
-    Breakage(item=0, module="ftcourse/evals/scoring.py", old='greedy.append(z.argmax(-1) == y)', new='greedy.append(z.argmin(-1) == y)',
+    Breakage(item=0, module="ftcourse/evals/scoring.py", old='greedy.append(z.max(-1).indices == y)', new='greedy.append(z.min(-1).indices == y)',
              test="tests/test_scoring.py::test_head_by_hand_and_by_torch"),
     Breakage(item=0, module="ftcourse/evals/scoring.py", old='        z, y = z.float(), y[:, None]', new='        y = y[:, None]',
              test="tests/test_scoring.py::test_log_probabilities_of_a_bfloat16_model_are_taken_in_float32"),

@@ -135,17 +135,18 @@ class _Forest(_Plan):
         return self.take(p @ v, H)
 
 # %% ../../nbs/5_evals/scoring.ipynb #86bd3cdf
-def _head_scores(h, head, targets, scale=1.0, cap=None, chunk=128):
+def _head_scores(h, head, targets, scale=1.0, cap=None, chunk=64):
     "log p(target) in nats (M,) and whether the target is the first choice (M,), of hidden states (M, d)."
     logps, greedy = [], []
     for x, y in zip(h.split(chunk), targets.split(chunk)):
         z = head(x)                                                 # (c, V)
-        greedy.append(z.argmax(-1) == y)
+        greedy.append(z.max(-1).indices == y)                      # the first of equals; argmax is five times slower in 16 bits
         z, y = z.float(), y[:, None]
         if type(head) is nn.Linear and x.dtype != z.dtype: z.scatter_(-1, y, _own_logit(x, head.weight, head.bias, y))
-        if scale != 1: z = z*scale
-        if cap: z = torch.tanh(z/cap)*cap
-        logps.append(z.gather(-1, y)[:, 0] - z.logsumexp(-1))
+        if scale != 1: z *= scale
+        if cap: z = z.div_(cap).tanh_().mul_(cap)
+        own, top = z.gather(-1, y), z.amax(-1, keepdim=True)
+        logps.append((own - top - z.sub_(top).exp_().sum(-1, keepdim=True).log())[:, 0]) # in place: (c, V) is held once
     return torch.cat(logps), torch.cat(greedy)
 
 # %% ../../nbs/5_evals/scoring.ipynb #e6b7220e
