@@ -197,7 +197,6 @@ def _add_command(name, run, signature, doc):
     app.command(name, rich_help_panel="Learn preferences")(_plain_errors(command))
 
 
-
 def _prefer_command(method):
     "The command of one objective: `sft`'s options without dropout, those of a reference, and the objective's own."
     def run(**options):

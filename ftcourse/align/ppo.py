@@ -550,7 +550,7 @@ class _Loop:
 
     def forward(self, trees, prompts): return self.policy(batch_trees([trees[i] for i in prompts], self.model, self.pad_id).to(self.device))
 
-    def forward_again(self, trees, prompts): # training begins with the pass that scoring began with: nothing was learnt between them
+    def forward_again(self, trees, prompts): # training begins with the pass that scoring ended with: nothing was learnt between them
         (asked, found), self.first = self.first, (None, None)
         return found if prompts == asked else self.forward(trees, prompts)
 
@@ -558,13 +558,13 @@ class _Loop:
         K, L = self.s.n_samples, max(len(r) for t in trees for r in t.replies)
         mask = torch.tensor([[1.]*len(r) + [0.]*(L - len(r)) for t in trees for r in t.replies], device=self.device)
         rollout = Rollout(mask, *(torch.zeros_like(mask) for _ in range(3)), scores.to(self.device), K, tuple(self.numbers))
-        self.first = None, None
-        for n, minibatch in enumerate(plan[:math.ceil(len(trees)/self.s.minibatch)]):
-            for part in _parts(minibatch, self.s.accumulate, self.rank, self.world):
-                rows, now = rollout.replies_of(part), self.forward(trees, part) # with a graph, as in training: the same sums in the same order
-                with torch.no_grad(), reference(self.model, self.start): ref = self.forward(trees, part)[0]
-                for whole, x in zip((rollout.token_logps, rollout.values, rollout.ref_token_logps), (*now, ref)): whole[rows, :x.shape[1]] = x.detach()
-                if n == 0 and self.first[0] is None: self.first = part, now
+        parts = [part for minibatch in plan[:math.ceil(len(trees)/self.s.minibatch)] for part in _parts(minibatch, self.s.accumulate, self.rank, self.world)]
+        for part in reversed(parts): # the first comes last, so that only its graph is there when training begins
+            now = None # the graph before goes
+            rows, now = rollout.replies_of(part), self.forward(trees, part) # with a graph, as in training: the same sums in the same order
+            with torch.no_grad(), reference(self.model, self.start): ref = self.forward(trees, part)[0]
+            for whole, x in zip((rollout.token_logps, rollout.values, rollout.ref_token_logps), (*now, ref)): whole[rows, :x.shape[1]] = x.detach()
+        self.first = (part, now) if parts and part[0] in plan[0] else (None, None)
         for x in (rollout.token_logps, rollout.values, rollout.ref_token_logps): x.copy_(_over_processes(x, self.world))
         return rollout
 
