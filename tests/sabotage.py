@@ -652,6 +652,8 @@ BREAKAGES = [
     Breakage(item=0, module="ftcourse/evals/metrics.py", old="if len(predictions) != len(references): raise", new="if False: raise",
              test="tests/test_metrics.py::test_bad_input_is_said"),
     Breakage(item=31, module="ftcourse/align/ppo.py", old='whole[rows, :x.shape[1]] = x', new='whole[rows, :x.shape[1]] = x.bfloat16().float()', test="tests/test_ppo.py::test_first_step_has_ratio_one_and_nothing_clipped"),
+    Breakage(item=31, module="ftcourse/align/ppo.py", old='found, self.first = self.first, None', new='found = self.first', test="tests/test_ppo.py::test_training_begins_with_the_pass_that_scoring_ended_with"),
+    Breakage(item=31, module="ftcourse/align/ppo.py", old='for part in reversed(parts):', new='for part in parts:', test="tests/test_ppo.py::test_training_begins_with_the_pass_that_scoring_ended_with"),
     Breakage(item=32, module="ftcourse/align/ppo.py", old='    no_dropout(model)\n    model.eval() # in training too (#32)\n', new='    model.train()\n', test="tests/test_ppo.py::test_no_dropout_anywhere"),
     Breakage(item=0, module="ftcourse/align/ppo.py", old='alpha=scale)', new='alpha=1)', test="tests/test_ppo.py::test_drawing_is_the_same_layer_and_leaves_nothing_behind"),
     Breakage(item=0, module="ftcourse/align/ppo.py", old='and not (m.merged or m.n_off)]', new=']', test="tests/test_ppo.py::test_drawing_is_the_same_layer_and_leaves_nothing_behind"),

@@ -143,14 +143,18 @@ def test_grows_a_cache_without_touching_the_one_given(tiny):
 
 def test_head_by_hand_and_by_torch():
     g = torch.Generator().manual_seed(0)
-    h, head, y = torch.randn(7, 8, generator=g), torch.nn.Linear(8, 11), torch.tensor([1, 0, 10, 3, 3, 7, 2])
+    h, head = torch.randn(7, 8, generator=g), torch.nn.Linear(8, 11)
     with torch.no_grad():
+        y = head(h).topk(2).indices[range(7), [0, 1, 0, 1, 1, 0, 0]]     # first and second choices
         for scale, cap in ((1., None), (0.25, None), (1., 3.)):
             z = head(h)*scale
             z = cap*torch.tanh(z/cap) if cap else z
             logps, greedy = S._head_scores(h, head, y, scale, cap, chunk=3)
             torch.testing.assert_close(logps, z.log_softmax(-1)[range(7), y])
-            assert greedy.tolist() == (z.argmax(-1) == y).tolist()
+            assert greedy.tolist() == [True, False, True, False, False, True, True]
+        flat = torch.nn.Linear(8, 500, bias=False, dtype=torch.bfloat16)
+        flat.weight.fill_(1)
+        assert S._head_scores(h.bfloat16(), flat, torch.tensor([0, 1, 499, 0, 250, 0, 2]))[1].tolist() == [True, False, False, True, False, True, False] # of equals the first
 
 
 def test_log_probabilities_of_a_bfloat16_model_are_taken_in_float32():

@@ -524,7 +524,7 @@ class _Loop:
         self.rank, self.world, self.is_main = state.process_index, state.num_processes, state.is_main_process
         self.optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], settings.lr, eps=1e-5)
         self.control = AdaptiveKL(settings.beta, settings.target_kl, settings.horizon) if settings.target_kl else None
-        self.step, self.history, self.numbers, self.first, self.takes_ids = 0, [], None, (None, None), _takes_ids(reward, tokenizer)
+        self.step, self.history, self.numbers, self.first, self.takes_ids = 0, [], None, None, _takes_ids(reward, tokenizer)
 
     beta = property(lambda self: self.control.beta if self.control else self.s.beta)
 
@@ -551,8 +551,8 @@ class _Loop:
     def forward(self, trees, prompts): return self.policy(batch_trees([trees[i] for i in prompts], self.model, self.pad_id).to(self.device))
 
     def forward_again(self, trees, prompts): # training begins with the pass that scoring ended with: nothing was learnt between them
-        (asked, found), self.first = self.first, (None, None)
-        return found if prompts == asked else self.forward(trees, prompts)
+        found, self.first = self.first, None
+        return found or self.forward(trees, prompts)
 
     def score(self, trees, scores, plan): # log-probabilities and values, in the very passes of the first epoch: so the first ratios are 1, bit for bit (#31)
         K, L = self.s.n_samples, max(len(r) for t in trees for r in t.replies)
@@ -564,7 +564,7 @@ class _Loop:
             rows, now = rollout.replies_of(part), self.forward(trees, part) # with a graph, as in training: the same sums in the same order
             with torch.no_grad(), reference(self.model, self.start): ref = self.forward(trees, part)[0]
             for whole, x in zip((rollout.token_logps, rollout.values, rollout.ref_token_logps), (*now, ref)): whole[rows, :x.shape[1]] = x.detach()
-        self.first = (part, now) if parts and part[0] in plan[0] else (None, None)
+        self.first = now if parts and part[0] in plan[0] else None # else another process has it
         for x in (rollout.token_logps, rollout.values, rollout.ref_token_logps): x.copy_(_over_processes(x, self.world))
         return rollout
 
