@@ -11,7 +11,7 @@ from ftcourse.models import load
 from ftcourse.tune.adapters import (AdapterBank, TokenRows, _adapters_1, _adapters_2, add_tokens, cat_adapters, check_vocabulary, checkpoint_activations,
                                     subspace_overlap, svd_adapter)
 from ftcourse.tune.lora import LoRALinear, add_lora, adapters_off, load_adapter, lora_parameters, lora_state, merge, remove_lora, save_adapter, unmerge
-from ftcourse.tune.sft import finetune
+from ftcourse.tune.sft import finetune, open_model
 from ftcourse.tune.trees import batch_trees, reply_logps
 from test_lora import IDS, gpt2, logits, tiny, tuned
 
@@ -503,6 +503,7 @@ def test_a_tokenizer_that_knows_more():
     check_vocabulary(model, tokenizer)
     tokenizer.add_tokens(["<x>", "<y>"])
     with pytest.raises(ValueError, match=r"2 tokens that the model lacks: \['<x>', '<y>'\]. Its embedding has 259 rows"): check_vocabulary(model, tokenizer)
+    with pytest.raises(ValueError, match="2 tokens that the model lacks"): open_model((model, tokenizer))   # whatever is trained
     add_tokens(add_lora(model), tokenizer, ["<y>"])  # room for both, rows for one
     check_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().ids.tolist() == [V + 1] and len(model.get_input_embeddings().weight) == V + 2

@@ -15,7 +15,7 @@ from ..data.reading import read_rows
 from ..data.sets import load_set
 from ..exercises import exercise
 from ..models import _quiet, generate, load, pick_device, pick_dtype
-from .adapters import checkpoint_activations
+from .adapters import check_vocabulary, checkpoint_activations
 from .lora import add_lora, has_lora, lora_parameters, save_adapter
 from .quantize import is_quantized, quantize_model
 from .trainer import Objective, Run, TreeTrainer
@@ -125,6 +125,7 @@ def open_model(
     if method not in ("lora", "qlora", "full"): raise ValueError(f"method={method!r}, but there are 'lora', 'qlora' and 'full'.")
     name = str(model) if isinstance(model, (str, Path)) else getattr(model[0], "name_or_path", "model")
     model, tokenizer = _opened(model, device, dtype, method) if isinstance(model, (str, Path)) else model
+    check_vocabulary(model, tokenizer)
     if method == "qlora" and not is_quantized(model): quantize_model(model, device=device)
     limit = min(filter(None, (max_len, getattr(model.config, "max_position_embeddings", None))), default=None)
     return name, model, tokenizer, limit
