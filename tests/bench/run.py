@@ -146,7 +146,7 @@ def main():
     parser.add_argument("--attention", nargs="+", default=["sdpa", "eager"], help="of TRL's sides in the bench dpo")
     parser.add_argument("--words", type=int, nargs="+", default=[0, 96, 384], help="put before each prompt, in the bench dpo: about 0, 128 and 512 tokens")
     parser.add_argument("--replies", type=int, nargs="+", default=[2, 4, 8], help="to each prompt, in the bench dpo")
-    parser.add_argument("--rows", type=int, default=60, help="questions in the bench evals; a quarter of them with shots")
+    parser.add_argument("--rows", type=int, default=120, help="questions in the bench evals; a quarter of them with shots")
     parser.add_argument("--updates", type=int, default=3, help="rollouts of a run in the bench ppo; the first is a warm-up")
     parser.add_argument("--trl112", help="a folder with TRL 1.12, for the bench ppo; without one it is fetched")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the chapter that shows them")
