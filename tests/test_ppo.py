@@ -453,16 +453,19 @@ def test_first_step_has_ratio_one_and_nothing_clipped():
     assert h["ratio"] == 1 and h["approx_kl"] == 0 and h["clip_fraction"] == 0
 
 
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("options", [dict(minibatch=4), dict(minibatch=2), dict(minibatch=4, accumulate=2)], ids=str)
-def test_training_begins_with_the_pass_that_scoring_ended_with(monkeypatch, options):
-    # item 31: one pass fewer an update, and not a bit of difference
+def test_training_begins_with_the_pass_that_scoring_ended_with(monkeypatch, options, given):
+    # item 31: one pass fewer an update, and not a bit of difference; nor where scoring puts a given adapter's start in the weights' place between the two
+    def train():
+        model, tokenizer = loud()
+        return ppo((moved(add_lora(model, 2)) if given else model, tokenizer), PROMPTS, brief, **{**SHORT, **options})
     passes, forward = [], P.Policy.forward
     monkeypatch.setattr(P.Policy, "forward", lambda self, batch: passes.append(torch.is_grad_enabled()) or forward(self, batch))
-    kept = ppo("tiny", PROMPTS, brief, **{**SHORT, **options})
-    few = sum(passes)
+    kept, few = train(), sum(passes)
     monkeypatch.setattr(P._Loop, "forward_again", P._Loop.forward)
     passes.clear()
-    again = ppo("tiny", PROMPTS, brief, **{**SHORT, **options})
+    again = train()
     assert sum(passes) - few == SHORT["n_updates"] and timeless(kept.history) == timeless(again.history)
     assert all(a.equal(b) for a, b in zip(lora_parameters(kept.model), lora_parameters(again.model)))
 
